@@ -1,0 +1,1 @@
+"""Hands on what was recorded: OpenTelemetry spans, OTLP, Chrome trace JSON."""

@@ -1,0 +1,171 @@
+"""Rows to OpenTelemetry: a journal's spans as the SDK's ``ReadableSpan``.
+
+Feed any SDK exporter from a journal in three lines::
+
+    from firetrace.exporters.spans import journal_spans
+    for batch in itertools.batched(journal_spans("firetrace-runs/.../rank0.1.rows"), 512):
+        exporter.export(batch)
+
+Ids derive from the journal's own random seed and the row's number, so exporting twice gives the
+same spans, and no random number of the program's is drawn. A journal is one trace. Spans come in
+the order in which they began, parents before children.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.status import Status, StatusCode
+
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.table import Table, read_table
+
+SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+def span_ids(seed: bytes, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """64-bit ids of rows: splitmix64's finaliser over seed and number. It is a bijection, so ids
+    of one journal differ; 0, which OpenTelemetry forbids, becomes 1.
+    """
+    low = np.uint64(int.from_bytes(seed[:8], "little"))
+    golden, first, second = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+    with np.errstate(over="ignore"):
+        z = low + numbers.astype(np.uint64) * np.uint64(golden)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(first)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(second)
+        z = z ^ (z >> np.uint64(31))
+    return np.where(z == 0, np.uint64(1), z)
+
+
+def trace_id(seed: bytes) -> int:
+    """The journal's 128-bit trace id."""
+    return int.from_bytes(seed, "big") or 1
+
+
+@lru_cache(maxsize=1)
+def scope() -> InstrumentationScope:
+    """The instrumentation scope of every span: firetrace and its version."""
+    try:
+        return InstrumentationScope("firetrace", version("firetrace"))
+    except PackageNotFoundError:
+        return InstrumentationScope("firetrace")
+
+
+def resource(table: Table) -> Resource:
+    """The process's resource; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` win."""
+    from_environment = OTELResourceDetector().detect().attributes
+    service = os.environ.get("OTEL_SERVICE_NAME")
+    attributes: dict[str, Any] = {
+        "telemetry.sdk.language": "python", **table.meta.resource, **from_environment,
+    }  # fmt: skip
+    if service:
+        attributes["service.name"] = service
+    return Resource(attributes)
+
+
+def readable_spans(table: Table, positions: npt.NDArray[np.int64] | None = None) -> Iterator[ReadableSpan]:
+    """The spans of a table, or those at ``positions``, in the order in which they began.
+
+    Open spans have no ``end_time``; SDK exporters want one, so give them closed spans only, or use
+    ``close_open``.
+    """
+    trace, in_scope, of = trace_id(table.header.seed), scope(), resource(table)
+    rows, numbers = table.rows, table.numbers
+    if positions is None:
+        positions = np.argsort(rows["start"], kind="stable")
+    run_id = str(table.meta.resource.get("ignite.run.id", ""))
+    contexts: dict[int, SpanContext] = {}
+
+    def context(number: int, id: int) -> SpanContext:
+        found = contexts.get(number)
+        if found is None:
+            if len(contexts) > 10_000:  # parents are near their children; old ones are made anew
+                contexts.clear()
+            found = contexts[number] = SpanContext(trace, id, False, SAMPLED)
+        return found
+
+    for first in range(0, len(positions), 4096):
+        part = positions[first : first + 4096]
+        chunk, chunk_numbers = rows[part], numbers[part]
+        ids = span_ids(table.header.seed, chunk_numbers).tolist()
+        parent_ids = span_ids(table.header.seed, chunk["parent"]).tolist()
+        for row, number, id, parent_id in zip(
+            chunk.tolist(), chunk_numbers.tolist(), ids, parent_ids
+        ):
+            parent, name_id, lane_id, flags, epoch, iteration, end, start = row
+            name = table.meta.names.get(name_id)
+            lane = table.lane_of(lane_id)
+            kind, text = (name.kind, name.text) if name else ("span", "(name lost)")
+            attributes: dict[str, Any] = {
+                "ignite.kind": kind, "ignite.engine": lane.engine, "ignite.epoch": epoch,
+                "ignite.iteration": iteration,
+            }  # fmt: skip
+            if kind == "event":
+                attributes["ignite.event"] = text
+            elif kind == "handler" and name:
+                attributes["ignite.handler"] = text
+                attributes.update(name.code)
+            if parent == 0:
+                attributes["ignite.run.id"] = run_id
+            if kind == "run":
+                attributes["thread.name"], attributes["thread.id"] = lane.thread, lane.thread_id
+            if not end:
+                attributes["ignite.incomplete"] = True
+            if flags & Flag.CUT:
+                attributes["ignite.cut"] = table.meta.reasons.get(number, "cut short")
+            events, status = _failure(table, number, flags, attributes, end)
+            yield ReadableSpan(
+                name=text, context=context(number, id),
+                parent=context(parent, parent_id) if parent else None,
+                resource=of, attributes=attributes, events=events, links=(), kind=SpanKind.INTERNAL,
+                status=status, start_time=start, end_time=end or None, instrumentation_scope=in_scope,
+            )  # fmt: skip
+
+
+def _failure(
+    table: Table, number: int, flags: int, attributes: dict[str, Any], end: int
+) -> tuple[tuple[Event, ...], Status]:
+    """The exception that ended a span, as OpenTelemetry records exceptions."""
+    exception = table.meta.exceptions.get(number)
+    if exception is None:
+        if flags & Flag.ERROR:
+            return (), Status(StatusCode.ERROR)
+        return (), Status(StatusCode.UNSET)
+    attributes["error.type"] = exception.get("exception.type", "_OTHER")
+    recorded = {
+        key: value for key, value in exception.items() if key.startswith("exception.") and value
+    }
+    event = Event("exception", recorded, timestamp=int(exception.get("time") or end or 0))
+    return (event,), Status(StatusCode.ERROR, str(exception.get("exception.message", "")))
+
+
+def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
+    """A span that has an end: its own, or for an open one ``end_ns``, marked as incomplete."""
+    if span.end_time is not None:
+        return span
+    return ReadableSpan(
+        name=span.name, context=span.context, parent=span.parent, resource=span.resource,
+        attributes=span.attributes, events=span.events, links=span.links, kind=span.kind,
+        status=span.status, start_time=span.start_time,
+        end_time=max(end_ns, span.start_time or 0), instrumentation_scope=span.instrumentation_scope,
+    )  # fmt: skip
+
+
+def journal_spans(path: str | os.PathLike[str]) -> Iterator[ReadableSpan]:
+    """The spans that a journal holds now.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    return readable_spans(read_table(Path(path)))

@@ -1,0 +1,124 @@
+"""One traced engine: puts the seams in, takes them out, and guards the training from their errors."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+from firetrace.tracer.recorder import Recorder
+from firetrace.tracer.recording import Recording, engine_label
+from firetrace.tracer.seam import FireEvent, Loader, PrepareBatch, Run, Seam
+
+log = logging.getLogger("firetrace")
+
+
+class EngineTracer:
+    """Traces one engine until ``detach``. Holds the engine weakly.
+
+    Args:
+        engine: an ignite engine.
+        recording: where its spans go.
+        run_ended: called when an outermost run of the engine has ended.
+    """
+
+    def __init__(self, engine: Any, recording: Recording, run_ended: Callable[[], None]) -> None:
+        self.recording = recording
+        self.engine_ref = weakref.ref(engine)
+        self.label = engine_label(engine)
+        self.recorder: Recorder | None = None
+        self.handler_name: Callable[[Any], int] = lambda handler: 0  # set when recording begins
+        self._run_ended = run_ended
+        self._recorders: dict[int, Recorder] = {}
+        self._thread = 0  # in which the engine runs now
+        self._seams: list[Seam] = []
+        for seam in (FireEvent, Run, Loader):
+            if hasattr(type(engine), seam.name) or seam.name in vars(engine):
+                self._put(engine, seam)
+        # MONAI's engines call a function that they were given; ignite's have none.
+        if callable(vars(engine).get(PrepareBatch.name)):
+            self._put(engine, PrepareBatch)
+
+    def _put(self, engine: Any, kind: type[Seam]) -> None:
+        seam = kind(engine, self, vars(engine).get(kind.name))
+        vars(engine)[kind.name] = seam
+        self._seams.append(seam)
+
+    def detach(self) -> None:
+        """Put the engine back as it was. A seam that another tool has covered stays, inert."""
+        engine = self.engine_ref()
+        for seam in reversed(self._seams):
+            seam.tracer = None
+            if engine is None or vars(engine).get(seam.name) is not seam:
+                continue
+            if seam.below is None:
+                del vars(engine)[seam.name]
+            else:
+                vars(engine)[seam.name] = seam.below
+        for recorder in self._recorders.values():
+            if recorder.ident == get_ident():
+                self.guarded(recorder.end_run, None)
+            recorder.ident = 0
+
+    # Failures of firetrace's own
+
+    def give_up(self, error: BaseException) -> int:
+        """Stop recording; returns 0, the height of a stack that is not written to."""
+        self.recording.give_up(error)
+        return 0
+
+    def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
+        """Do something for the recording that must not fail into the training."""
+        try:
+            return action(*args)
+        except Exception as error:
+            self.give_up(error)
+            return None
+
+    # Which recorder
+
+    def rebind(self) -> Recorder | None:
+        """The recorder for the calling thread; None while the engine runs in another one."""
+        if self.recording.ended or self._thread not in (0, get_ident()):
+            return None
+        return self.guarded(self._rebind)  # type: ignore[no-any-return]
+
+    def _rebind(self) -> Recorder | None:
+        ident = get_ident()
+        recorder = self._recorders.get(ident)
+        if recorder is None:
+            recorder = self.recording.recorder(self.label, id(self))
+            if recorder is None:
+                return None
+            self._recorders[ident] = recorder
+            self.handler_name = self.recording.handler_names
+        self.recorder = recorder
+        return recorder
+
+    def running(self) -> Recorder | None:
+        """The recorder, if the engine is being recorded in the calling thread."""
+        recorder = self.recorder
+        return recorder if recorder is not None and recorder.ident == get_ident() else None
+
+    # Runs and events
+
+    def enter(self, engine: Any) -> Recorder | None:
+        """``run`` was called. None if it is not to be recorded: it is running already."""
+        if self._thread:
+            return None
+        recorder = self.rebind()
+        if recorder is not None:
+            self._thread = get_ident()
+            self.guarded(recorder.begin_run)
+        return recorder
+
+    def leave(self, recorder: Recorder, error: BaseException | None) -> None:
+        """``run`` has returned, or raised ``error``."""
+        self._thread = 0
+        if not recorder.ident:
+            return
+        self.guarded(recorder.end_run, error)
+        if recorder.base == 1:
+            self._run_ended()

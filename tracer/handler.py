@@ -1,0 +1,124 @@
+"""``TraceHandler``: what a user attaches to an engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from firetrace.tracer.engine import EngineTracer
+from firetrace.tracer.recording import Settings, shared
+from firetrace.tracer.writer import MAX_BYTES
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+log = logging.getLogger("firetrace")
+
+
+class TraceHandler:
+    """Records every event of the engines that it is attached to as a span.
+
+    >>> handler = TraceHandler()          # doctest: +SKIP
+    >>> handler.attach(trainer)           # doctest: +SKIP
+
+    In a MONAI bundle's config, ``{"_target_": "firetrace.tracer.TraceHandler"}`` among the handlers
+    does the same. All handlers of a process record into one run, unless they name different
+    directories. The journal is made when the first event fires. If firetrace itself fails, one
+    warning is logged, recording stops and the training goes on.
+
+    Args:
+        directory: of the run; by default ``$FIRETRACE_DIR`` or ``./firetrace-runs``, in it one
+            folder a run, named after time and script. A second program in it is a new attempt.
+        exporters: OpenTelemetry SDK ``SpanExporter`` s that get the run's spans when it ends.
+        name: of the run, and its ``service.name``; by default the script's.
+        max_bytes: disk budget of a process's journal; at half of it every 2nd step is kept, at
+            three quarters every 4th, and so on. Runs, epochs and errors are always kept.
+        min_free_bytes: space on the file system that is left for the training's own files; by
+            default 1 GiB, or 5% of a small one. Recording stops there.
+        every: record only every Nth step from the start.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        exporters: Sequence[SpanExporter] = (),
+        name: str | None = None,
+        max_bytes: int = MAX_BYTES,
+        min_free_bytes: int | None = None,
+        every: int = 1,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
+        if max_bytes < 2**16:
+            raise ValueError(f"max_bytes must be at least 65536, not {max_bytes}")
+        path = None if directory is None else Path(directory)
+        self._settings = Settings(path, name, max_bytes, min_free_bytes, every)
+        self._recording = shared(self._settings)
+        self._exporters = tuple(exporters)
+        self._exported = 0  # Unix ns: spans that ended by then have been exported
+        self._tracers: weakref.WeakKeyDictionary[Any, EngineTracer] = weakref.WeakKeyDictionary()
+        self._guard = threading.Lock()
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the run is recorded; None before its first event."""
+        return self._recording.directory
+
+    def attach(self, engine: Engine) -> None:
+        """Record this engine from now on. Attaching twice changes nothing."""
+        with self._guard:
+            if engine not in self._tracers:
+                self._tracers[engine] = EngineTracer(engine, self._recording, self._run_ended)
+
+    def detach(self, engine: Engine | None = None) -> None:
+        """Put an engine (None: every one) back exactly as it was before ``attach``."""
+        with self._guard:
+            engines = list(self._tracers) if engine is None else [engine]
+            for each in engines:
+                tracer = self._tracers.pop(each, None)
+                if tracer is not None:
+                    tracer.detach()
+
+    def close(self) -> None:
+        """Detach, and close the journal unless another handler still uses it.
+
+        At the process's end this happens by itself.
+        """
+        self.detach()
+        self._recording.leave()
+
+    def spans(self) -> Iterator[ReadableSpan]:
+        """What has been recorded so far, by this process, as OpenTelemetry spans.
+
+        Spans that are still open have no end time.
+        """
+        from firetrace.exporters.spans import journal_spans
+
+        writer = self._recording.writer
+        if writer is None:
+            return iter(())
+        return journal_spans(writer.path)
+
+    def _run_ended(self) -> None:
+        """Hand the spans that have ended since the last time to the exporters."""
+        if not self._exporters:
+            return
+        try:
+            new = [s for s in self.spans() if s.end_time is not None]
+            new = [s for s in new if (s.end_time or 0) > self._exported]
+            if new:
+                self._exported = max(s.end_time or 0 for s in new)
+            for exporter in self._exporters:
+                for first in range(0, len(new), 512):
+                    exporter.export(new[first : first + 512])
+                exporter.force_flush()
+        except Exception as error:  # an exporter is the user's, its failure not the training's
+            log.warning("firetrace: an exporter failed (%s: %s)", type(error).__name__, error)

@@ -1,0 +1,87 @@
+"""What a handler is called, and where it is defined (``code.*`` attributes)."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+
+def unwrap(handler: Any) -> Any:
+    """The function or method behind ignite's event filters and ``functools.partial``."""
+    for _ in range(16):  # a chain could be a circle
+        parent = getattr(handler, "_parent", None)  # ignite's filter wrapper: a weak reference
+        if isinstance(parent, weakref.ref):
+            behind = parent()
+            if behind is None:
+                return handler
+            handler = behind
+        elif isinstance(handler, functools.partial):
+            handler = handler.func
+        else:
+            return handler
+    return handler
+
+
+def describe(handler: Any) -> tuple[str, dict[str, Any]]:
+    """Name and ``code.*`` attributes of a handler, such as ``CheckpointSaver.completed``."""
+    target = unwrap(handler)
+    owner = getattr(target, "__self__", None)
+    function = getattr(target, "__func__", target)
+    qualified = getattr(function, "__qualname__", None)
+    if owner is not None and not isinstance(owner, type) and isinstance(qualified, str):
+        # The class of the object says more than the base class that defines the method.
+        name = f"{type(owner).__qualname__}.{qualified.rpartition('.')[2]}"
+    elif isinstance(qualified, str):
+        name = qualified.replace(".<locals>", "")
+    else:
+        name = type(target).__qualname__
+        function = getattr(type(target), "__call__", None)
+    code: dict[str, Any] = {}
+    module = getattr(target, "__module__", None) or getattr(type(target), "__module__", None)
+    if isinstance(module, str):
+        code["code.function.name"] = f"{module}.{name}"
+    source = getattr(function, "__code__", None)
+    if source is not None:
+        code["code.file.path"] = source.co_filename
+        code["code.line.number"] = source.co_firstlineno
+    return name, code
+
+
+class HandlerNames:
+    """Name ids of handlers, remembered for as long as the handler lives.
+
+    Keyed by ``id`` and held by a weak reference that is checked: ids of temporary lambdas repeat.
+    """
+
+    def __init__(self, intern: Callable[..., int]) -> None:
+        self._intern = intern
+        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def __call__(self, handler: Any) -> int:
+        """The name id of a handler."""
+        key = id(handler)
+        known = self._known.get(key)
+        if known is not None and known[0]() is handler:
+            return known[1]
+        name, code = describe(handler)
+        found = self._intern("handler", name, **code)
+        try:
+            forget = functools.partial(_forget, weakref.ref(self), key)
+            self._known[key] = (weakref.ref(handler, forget), found)
+        except TypeError:
+            pass  # it takes no weak references: it is named anew each time
+        return found
+
+    def drop(self, key: int, reference: weakref.ref[Any]) -> None:
+        """Forget a handler that is gone."""
+        known = self._known.get(key)
+        if known is not None and known[0] is reference:
+            del self._known[key]
+
+
+def _forget(names: weakref.ref[HandlerNames], key: int, reference: weakref.ref[Any]) -> None:
+    owner = names()
+    if owner is not None:
+        owner.drop(key, reference)

@@ -1,0 +1,398 @@
+"""Carries out what the rules say: opens and closes rows for one engine in one thread.
+
+A recorder knows the time, its pen and which rows are open; it does not know ignite. The stack of
+open rows belongs to the thread and is shared by the engines that run in it, so an evaluator that a
+trainer's handler runs finds its parent on top. Anything raised here is firetrace's own failure.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import Any
+
+from firetrace.tracer.journal import MAX_ROW, Flag
+from firetrace.tracer.rules import (
+    DROP,
+    LOADER,
+    ONE_AHEAD,
+    RENAME,
+    RUN,
+    Move,
+    Node,
+    Rules,
+    in_process_function,
+)
+from firetrace.tracer.storage import Pen
+from firetrace.tracer.writer import JournalWriter
+
+CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
+#: The last core event of a run that returned without COMPLETED -> why.
+ENDINGS = {"TERMINATE": "terminate", "EXCEPTION_RAISED": "exception"}
+MOST_TEXT = 64 * 1024  # characters of a stacktrace that are kept, the last ones
+
+
+class ThreadTrack:
+    """What the engines that run in one thread share: the pen and the stack of open rows."""
+
+    def __init__(self, writer: JournalWriter) -> None:
+        self.ident = threading.get_ident()
+        self.pen: Pen = writer.pen()
+        self.stack: list[int] = [0]  # row numbers, outermost first; 0 at the bottom: no parent
+        self.noted = 0  # ``id`` of the exception that was noted last
+
+
+class Recorder:
+    """Writes the spans of one engine in one thread."""
+
+    __slots__ = (
+        "base", "boundary", "clock", "epoch", "ident", "iteration", "lane", "muted", "node",
+        "offset", "pen", "plan", "resuming", "rules", "run_row", "stack", "steps", "track", "writer",
+    )  # fmt: skip
+
+    def __init__(
+        self, writer: JournalWriter, rules: Rules, track: ThreadTrack, engine: str, key: int
+    ) -> None:
+        self.writer = writer
+        self.rules = rules
+        self.track = track
+        self.ident = track.ident  # of the thread; 0 once recording has ended
+        self.pen = track.pen
+        self.stack = track.stack
+        self.lane = writer.lane(engine, key)
+        self.offset = writer.wall_ns - writer.monotonic_ns
+        self.node: Node = rules.root
+        self.epoch = self.iteration = 0
+        self.base = len(track.stack)  # this engine's rows lie above
+        self.clock = 0  # Unix ns at which the last handler ended
+        self.boundary = 0  # Unix ns at which the next phase begins
+        self.muted = False  # in a step that is thinned out: spans are not written
+        self.steps = 0
+        self.resuming = False  # the run before was interrupted
+        self.plan: tuple[Any, ...] = ()  # what the engine last said about how far it means to go
+        self.run_row = 0
+
+    def now(self) -> int:
+        """Unix ns: the journal's anchor plus the monotonic time since."""
+        return time.monotonic_ns() + self.offset
+
+    # Rows. In a muted step nothing is written and the stack holds 0 in a row's place.
+
+    def push(self, name: int, now: int, flags: int = 0) -> int:
+        """Open a row under the innermost one."""
+        stack = self.stack
+        if self.muted:
+            stack.append(0)
+            return 0
+        parent = stack[-1] or self.unmuted_parent()
+        row = self.pen.open(parent, name, self.lane, flags, self.epoch, self.iteration, 0, now)
+        stack.append(row)
+        return row
+
+    def pop(self, now: int, flags: int = 0) -> None:
+        """Close the innermost row."""
+        row = self.stack[-1]
+        if row:
+            self.pen.close(row, now, flags)
+        self.stack.pop()
+
+    def unmuted_parent(self) -> int:
+        """The innermost open row that is really written."""
+        return next((row for row in reversed(self.stack) if row), 0)
+
+    # Events
+
+    def find(self, event: Any) -> Move:
+        """The move for an event that the current node has not met yet."""
+        name = getattr(event, "name", None)
+        return self.rules.move(self.node, event, name if isinstance(name, str) else str(event))
+
+    def quick(self, move: Move, now: int, engine: Any) -> None:
+        """``before``, ``instant`` and ``after`` in one, for the moves of a running loop.
+
+        The same rows as those three would write, in one store: it is what makes recording cheap.
+        """
+        pen, stack = self.pen, self.stack
+        row = pen.next_row
+        if row + 3 > pen.last_row or self.muted or (move.begins_step and self.writer.every > 1):
+            self.before(move, now, engine)
+            self.instant(move.name, now)
+            self.after(move, now)
+            return
+        if move.quick_ends:
+            top = stack[-1]
+            if top >= pen.first:
+                pen.put_end(pen.target, top * 32 + 16 - pen.base, now)
+            else:
+                pen.close(top, now, 0)
+            stack.pop()
+        if move.counts:
+            state = engine.state
+            self.epoch = int(state.epoch)
+            self.iteration = int(state.iteration) + (move.counts == ONE_AHEAD)
+            if move.begins_step:
+                self.steps += 1
+        self.node = node = move.target.entry
+        self.boundary = now
+        parent, lane, epoch, iteration = stack[-1], self.lane, self.epoch, self.iteration
+        opens, then, flags = move.quick_opens, move.quick_then, 0
+        if then < 0 and move.is_boundary and node.guess is not None:
+            then, flags = node.guess, GUESS
+        if opens >= 0 and then >= 0:
+            pen.put3(
+                pen.target, row * 32 - pen.base,
+                parent, opens, lane, 0, epoch, iteration, 0, now,
+                row, move.name, lane, 0, epoch, iteration, now, now,
+                row, then, lane, flags, epoch, iteration, 0, now,
+            )  # fmt: skip
+            pen.next_row = row + 3
+            stack += (row, row + 2)
+        elif then >= 0:
+            pen.put2(
+                pen.target, row * 32 - pen.base,
+                parent, move.name, lane, 0, epoch, iteration, now, now,
+                parent, then, lane, flags, epoch, iteration, 0, now,
+            )  # fmt: skip
+            pen.next_row = row + 2
+            stack.append(row + 1)
+        elif opens >= 0:
+            pen.put2(
+                pen.target, row * 32 - pen.base,
+                parent, opens, lane, 0, epoch, iteration, 0, now,
+                row, move.name, lane, 0, epoch, iteration, now, now,
+            )  # fmt: skip
+            pen.next_row = row + 2
+            stack.append(row)
+        else:
+            pen.put1(
+                pen.target, row * 32 - pen.base,
+                parent, move.name, lane, 0, epoch, iteration, now, now,
+            )  # fmt: skip
+            pen.next_row = row + 1
+        if move.closes:
+            now += 1  # an event without duration at the very end of a span would not lie inside it
+            for _ in range(move.closes):
+                top = stack[-1]
+                if top >= pen.first:
+                    pen.put_end(pen.target, top * 32 + 16 - pen.base, now)
+                else:
+                    pen.close(top, now, 0)
+                stack.pop()
+
+    def before(self, move: Move, now: int, engine: Any) -> None:
+        """What an event closes and opens before its handlers run."""
+        if move.guess:
+            self._end_guess(move, now)
+        elif move.phase is not None:
+            self._write_phase(move.phase, now)
+        if move.counts:
+            state = engine.state
+            self.epoch = int(state.epoch)
+            self.iteration = int(state.iteration) + (move.counts == ONE_AHEAD)
+        for _ in range(move.ended):
+            self.pop(now)
+        for _ in range(move.cut):
+            self._cut(now, move.reason, move.cut_flags)
+        if move.begins_step:
+            self._begin_step()
+        for name in move.late:
+            self._opened(self.push(name, now, Flag.RESUMED if self.resuming else Flag.LATE))
+        for name in move.opens:
+            self._opened(self.push(name, now))
+        if move.plans:
+            self._plan(engine)
+
+    def after(self, move: Move, now: int) -> None:
+        """What follows when the handlers of an event have run."""
+        for _ in range(move.closes):
+            self.pop(now + 1)  # see ``quick``
+        if move.ends_step:
+            self.muted = False
+        for name in move.then:
+            self.push(name, now)
+        self.boundary = now
+        self.node = move.target
+        if move.is_boundary:
+            self._guess(now)
+
+    def instant(self, name: int, now: int) -> None:
+        """An event that has no handlers: a span without duration."""
+        if not self.muted:
+            self.pen.open(
+                self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, now, now
+            )
+
+    def begin_event(self, move: Move, now: int) -> int:
+        """Open an event's span. Return the stack's height, which is never 0."""
+        self.push(move.name, now)
+        self.clock = now
+        return len(self.stack)
+
+    def begin_handler(self, name: int) -> None:
+        """Open a handler's span, at the moment at which the one before it ended."""
+        self.node = self.rules.handler_root
+        self.push(name, self.clock)
+
+    def end_handler(self, height: int) -> int:
+        """Close a handler's span. Return ``height``, or 0 if recording has ended meanwhile."""
+        if not self.ident:
+            return 0
+        self.clock = now = time.monotonic_ns() + self.offset
+        if len(self.stack) > height + 1:
+            self.unwind(height + 1, now)
+        self.pop(now)
+        return height
+
+    def end_event(self, move: Move) -> None:
+        """Close an event's span and do what follows it."""
+        if self.ident:
+            self.pop(self.clock)
+            self.after(move, self.clock)
+
+    def event_failed(self, move: Move, height: int, error: BaseException) -> None:
+        """A handler has raised: the event ends here, what encloses it is still open."""
+        if self.ident:
+            self.failed(error)
+            self.unwind(height - 1, self.now(), "exception", CUT | ERROR)
+            self.node = move.held
+
+    def end_phase(self, name: str) -> None:
+        """A phase ended that no event tells of, such as ``prepare_batch``."""
+        if in_process_function(self.node):
+            now = self.now()
+            move = self.rules.phase_move(self.node, name)
+            self.before(move, now, None)
+            self.after(move, now)
+
+    def _guess(self, now: int) -> None:
+        """Open the phase that followed here the last time."""
+        guess = self.node.entry.guess
+        if guess is not None:
+            self.push(guess, now, GUESS)
+            self.node = self.node.entry
+
+    def _end_guess(self, move: Move, now: int) -> None:
+        """Now it is known which phase it was that has been open, or that it was none."""
+        if move.guess == RENAME and move.phase is not None:
+            if self.stack[-1]:
+                self.pen.rename(self.stack[-1], move.phase)
+            self.node.learn(move.phase)
+        elif move.guess == DROP and not move.reason:
+            self.node.learn(None)
+        self.pop(now, move.guess_flags)
+
+    def _write_phase(self, name: int, now: int) -> None:
+        """A phase that was not guessed is written when it ends, and guessed from then on."""
+        self.node.learn(name)
+        if not self.muted:
+            self.pen.open(
+                self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, now, self.boundary
+            )
+
+    def _begin_step(self) -> None:
+        """Decide whether this step is recorded or thinned out."""
+        self.steps += 1
+        if self.writer.every > 1 and self.steps % self.writer.every:
+            for row in self.stack[self.base :]:
+                if row:  # run and epoch still say how far the training is
+                    self.pen.reach(row, self.iteration)
+            self.muted = True
+
+    def _opened(self, row: int) -> None:
+        if len(self.stack) == self.base + 1:
+            self.run_row = row
+            self.plan = ()
+        if row >= MAX_ROW:
+            raise OverflowError("the journal has no row numbers left")
+
+    def _plan(self, engine: Any) -> None:
+        """Note how far the run means to go, where that is new: readers count down to it."""
+        state = engine.state
+        plan = tuple(
+            value if isinstance(value, int) else None
+            for value in (
+                state.max_epochs, state.epoch_length, getattr(state, "max_iters", None)
+            )
+        )  # fmt: skip
+        if plan != self.plan and self.run_row:
+            self.plan = plan
+            self.writer.note(
+                "run", row=self.run_row, max_epochs=plan[0], epoch_length=plan[1], max_iters=plan[2]
+            )
+
+    def _cut(self, now: int, reason: str, flags: int) -> None:
+        row = self.stack[-1]
+        if row and reason:
+            self.writer.note("end_reason", row=row, reason=reason)
+        self.pop(now, flags)
+
+    # Handlers and what they leave behind
+
+    def unwind(self, depth: int, now: int, reason: str = "", flags: int = CUT) -> None:
+        """Close what is open above ``depth``."""
+        while len(self.stack) > depth:
+            self._cut(now, reason, flags)
+
+    def failed(self, error: BaseException) -> None:
+        """Note an exception on the innermost open row, once, as OpenTelemetry's conventions say."""
+        row = self.unmuted_parent()
+        if not row or self.track.noted == id(error):
+            return
+        self.track.noted = id(error)
+        kind = type(error)
+        module = "" if kind.__module__ == "builtins" else kind.__module__ + "."
+        try:
+            message = str(error)
+        except Exception:
+            message = "<its __str__ failed>"
+        stack = "".join(traceback.format_exception(kind, error, error.__traceback__))
+        self.writer.note(
+            "exception", row=row, time=self.now(),
+            **{
+                "exception.type": module + kind.__qualname__,
+                "exception.message": message[:MOST_TEXT],
+                "exception.stacktrace": stack[-MOST_TEXT:],
+            },
+        )  # fmt: skip
+
+    # A whole run
+
+    def begin_loader(self) -> None:
+        """``iter(dataloader)`` begins. What was taken for fetching until now was not."""
+        now = self.now()
+        if self.node.guess is not None:
+            self.pop(now, GUESS | VOID)
+            self.node = self.node.base
+        self.push(self.writer.name(*LOADER), now)
+
+    def end_loader(self) -> None:
+        """``iter(dataloader)`` has returned; in a step, the fetch of its first batch begins."""
+        self.boundary = now = self.now()
+        self.pop(now)
+        self._guess(now)
+
+    def begin_run(self) -> None:
+        """``engine.run`` was called: rows of this engine lie above what is open now."""
+        self.base = len(self.stack)
+        self.node = self.rules.root
+        self.muted = False
+
+    def end_run(self, error: BaseException | None) -> None:
+        """``engine.run`` has returned or raised: nothing of it stays open."""
+        now = self.now()
+        # What is still open has not COMPLETED; the last event that cut something says why.
+        reason = "exception" if error else ENDINGS.get(self.node.boundary, "interrupt")
+        interrupted = error is None and RUN in self.node.frames and reason == "interrupt"
+        if error is not None:
+            self.failed(error)
+        if self.node.guess is not None and len(self.stack) > self.base:
+            self._cut(now, reason, GUESS | CUT | (ERROR if error is not None else 0))
+        if error is not None:
+            self.unwind(self.base, now, "exception", CUT | ERROR)
+        else:
+            self.unwind(self.base, now, reason)
+        self.track.noted = 0
+        self.resuming = interrupted
+        self.muted = False
+        self.node = self.rules.root

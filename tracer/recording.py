@@ -1,0 +1,179 @@
+"""One process's recording of one run, shared by its handlers.
+
+It opens the journal when the first event fires, hands out recorders, and is the one place where
+recording ends: closed, given up after a failure of firetrace's own, or left behind by a fork.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firetrace.tracer import run
+from firetrace.tracer.naming import HandlerNames
+from firetrace.tracer.recorder import Recorder, ThreadTrack
+from firetrace.tracer.rules import Rules
+from firetrace.tracer.writer import MAX_BYTES, JournalWriter
+
+log = logging.getLogger("firetrace")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to record; see ``TraceHandler``."""
+
+    directory: Path | None = None
+    name: str | None = None
+    max_bytes: int = MAX_BYTES
+    min_free_bytes: int | None = None
+    every: int = 1
+    mapped: bool | None = None
+
+
+class Recording:
+    """The journal of this process in one run, and everyone who writes to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.directory: Path | None = None  # known once the journal is open
+        self.writer: JournalWriter | None = None
+        self.ended = False
+        self._guard = threading.RLock()
+        self._tracks: dict[int, ThreadTrack] = {}
+        self._recorders: list[Recorder] = []
+        self._users = 0
+        _recordings.add(self)
+
+    def join(self) -> Recording:
+        """Another handler uses this recording."""
+        self._users += 1
+        return self
+
+    def leave(self) -> None:
+        """A handler is done with it; the last one closes it."""
+        self._users -= 1
+        if self._users <= 0:
+            self.close()
+
+    def recorder(self, engine: str, key: int) -> Recorder | None:
+        """A recorder for an engine in the calling thread; None if recording has ended.
+
+        Raises:
+            OSError: the journal cannot be made.
+        """
+        with self._guard:
+            if self.ended:
+                return None
+            if self.writer is None:
+                self._open()
+            assert self.writer is not None
+            ident = threading.get_ident()
+            track = self._tracks.get(ident)
+            if track is None:
+                track = self._tracks[ident] = ThreadTrack(self.writer)
+            recorder = Recorder(self.writer, Rules(self.writer.name), track, engine, key)
+            self._recorders.append(recorder)
+            return recorder
+
+    def _open(self) -> None:
+        settings = self.settings
+        self.directory, resource = run.begin(settings.directory, settings.name)
+        for stem in run.stems(self.directory):
+            try:
+                self.writer = JournalWriter(
+                    stem, resource, settings.max_bytes, settings.min_free_bytes, settings.every,
+                    settings.mapped,
+                )  # fmt: skip
+                break
+            except FileExistsError:
+                continue  # another process or attempt has it
+        if self.writer is None:
+            raise OSError(f"{self.directory}: no free name for a journal")
+        self.handler_names = HandlerNames(self.writer.name)
+        log.info("recording to %s", self.directory)
+
+    def give_up(self, error: BaseException) -> None:
+        """Firetrace itself has failed: say so once, stop recording, let the training go on."""
+        with self._guard:
+            if self.ended:
+                return
+            reason = f"{type(error).__name__}: {error}"
+            where = self.directory or self.settings.directory or "the run's directory"
+            try:
+                if self.writer is not None:
+                    self.writer.note("stopped", reason=reason)
+            except Exception as second:  # the disk may be full: the log line below still comes
+                log.debug("could not note why recording stopped: %s", second)
+            log.warning("firetrace stopped recording to %s (%s); training goes on", where, reason)
+            self.close()
+
+    def close(self) -> None:
+        """End the recording; what was recorded can be read."""
+        with self._guard:
+            self.forget()
+            if self.writer is not None:
+                try:
+                    self.writer.close()
+                except Exception as error:
+                    log.debug("closing the journal: %s", error)
+
+    def forget(self) -> None:
+        """Stop everyone from writing (in a forked child nothing else may be done)."""
+        self.ended = True
+        for recorder in self._recorders:
+            recorder.ident = 0
+
+
+_recordings: weakref.WeakSet[Recording] = weakref.WeakSet()
+_shared: dict[Path | None, Recording] = {}
+_shared_guard = threading.Lock()
+
+
+def shared(settings: Settings) -> Recording:
+    """The process's recording for these settings.
+
+    Handlers that name the same directory share one, and those that name none join the first.
+    """
+    key = None if settings.directory is None else Path(os.path.abspath(settings.directory))
+    with _shared_guard:
+        found = _shared.get(key)
+        if key is None and (found is None or found.ended):
+            found = next((r for r in _shared.values() if not r.ended), None)
+        if found is None or found.ended:
+            found = _shared[key] = Recording(settings)
+        return found.join()
+
+
+def _close_all() -> None:
+    for recording in list(_recordings):
+        recording.close()
+
+
+def _forget_all() -> None:
+    """In a forked child: it must not write into its parent's journal."""
+    for recording in list(_recordings):
+        recording.forget()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def engine_label(engine: Any) -> str:
+    """What an engine is called: its class, or its process function for ignite's bare Engine."""
+    name = type(engine).__name__
+    function = getattr(engine, "_process_function", None)
+    if name == "Engine" and function is not None:
+        name = getattr(function, "__qualname__", name).split(".")[0]
+        name = {
+            "supervised_training_step": "trainer", "create_supervised_trainer": "trainer",
+            "supervised_evaluation_step": "evaluator", "create_supervised_evaluator": "evaluator",
+        }.get(name, name)  # fmt: skip
+    return name

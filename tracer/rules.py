@@ -1,0 +1,348 @@
+"""The rules: which event closes and opens which span.
+
+Pure: no clock, no torch, no I/O. An engine's place in its loop is a ``Node``: which spans are open
+and which boundary was passed last. An event at a node gives a ``Move``: what to close before the
+event's handlers run, what to open, what happens after them, and the next node. Nodes and moves
+are made when they are first needed and kept, so a running loop only follows links.
+
+The rules, in the order in which they are tried:
+
+1. ignite's own events follow the table ``CORE``: which spans must be open around the event, which
+   it opens, which end with it.
+2. ``X_STARTED`` opens a pair ``x``; ``X_COMPLETED`` closes it, if it is open.
+3. Inside the process function a lone ``X_COMPLETED`` ends a phase ``x`` that began at the previous
+   boundary: the end of the handlers of the event before it.
+4. Any other event is a span of its own and nothing else.
+
+Containers (run, epoch, step, iteration, pairs) include the handlers of the events that begin and
+end them, as ignite's own times do. Phases (``get_batch``, ``forward``, ...) never include a handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from firetrace.tracer.journal import Flag
+
+CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
+
+
+
+class Frame(NamedTuple):
+    """A kind of span that is open."""
+
+    kind: str
+    name: str
+
+
+RUN = Frame("run", "run")
+EPOCH = Frame("epoch", "epoch")
+STEP = Frame("step", "step")
+ITERATION = Frame("iteration", "iteration")
+GET_BATCH = Frame("phase", "get_batch")
+LOADER = Frame("loader", "loader")
+PREPARE_BATCH = "prepare_batch"
+
+#: Rule 3 gets these wrong: (boundary before, event) -> the phase that it closes (None: nothing).
+#: MONAI fires MODEL_COMPLETED after the optimizer's step; in an evaluator directly after FORWARD.
+PHASES: dict[tuple[str, str], str | None] = {
+    ("BACKWARD_COMPLETED", "MODEL_COMPLETED"): "optimizer",
+    ("FORWARD_COMPLETED", "MODEL_COMPLETED"): None,
+}
+
+#: What ``Node.counts`` and ``Move.counts`` say about the engine's counters.
+KEEP, AS_THEY_ARE, ONE_AHEAD = 0, 1, 2
+
+#: What a move finds of the guess: none was made or it stands; it was right; another phase ended;
+#: none did.
+NO_GUESS, RIGHT, RENAME, DROP = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one of ignite's own events does."""
+
+    inside: tuple[Frame, ...] = ()  #: open around the event; what is deeper is closed, cut
+    opens: tuple[Frame, ...] = ()  #: opened before its handlers run
+    ends: tuple[Frame, ...] = ()  #: closed before its handlers run, at their own end (not cut)
+    closes: int = 0  #: how many containers end after its handlers
+    then: tuple[Frame, ...] = ()  #: opened after its handlers
+    counts: int = KEEP  #: whether the engine's counters have to be read again
+    boundary: bool = False  #: a phase may begin after its handlers
+    reason: str = ""  #: why what it cuts was cut
+
+
+_IN_EPOCH = (RUN, EPOCH)
+_IN_STEP = (RUN, EPOCH, STEP)
+_IN_ITERATION = (RUN, EPOCH, STEP, ITERATION)
+
+CORE: dict[str, Rule] = {
+    "STARTED": Rule(opens=(RUN,), counts=AS_THEY_ARE),
+    "EPOCH_STARTED": Rule((RUN,), opens=(EPOCH,), counts=AS_THEY_ARE),
+    # At GET_BATCH_* the engine's counter still has the previous value.
+    "GET_BATCH_STARTED": Rule(_IN_EPOCH, opens=(STEP,), then=(GET_BATCH,), counts=ONE_AHEAD),
+    "DATALOADER_STOP_ITERATION": Rule(_IN_STEP, ends=(GET_BATCH,), boundary=True),
+    "GET_BATCH_COMPLETED": Rule(_IN_STEP, ends=(GET_BATCH,)),
+    "ITERATION_STARTED": Rule(_IN_STEP, opens=(ITERATION,), counts=AS_THEY_ARE, boundary=True),
+    "ITERATION_COMPLETED": Rule(_IN_ITERATION, closes=2),
+    "EPOCH_COMPLETED": Rule(_IN_EPOCH, closes=1, reason="no more data"),
+    "COMPLETED": Rule((RUN,), closes=1),
+    "TERMINATE": Rule((RUN,), reason="terminate"),
+    "TERMINATE_SINGLE_EPOCH": Rule(_IN_EPOCH, reason="terminate_epoch"),
+    "EXCEPTION_RAISED": Rule(_IN_EPOCH, reason="exception"),
+}
+
+MOST_PAIRS = 32  # open at once; a pair that never ends must not grow without bound
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A place in the loop: open spans, outermost first, and the last boundary passed.
+
+    ``inside_handler`` nodes describe what an event's handler itself has opened.
+    """
+
+    frames: tuple[Frame, ...]
+    boundary: str = ""
+    inside_handler: bool = False
+    #: A phase is named only when it ends. So that one in progress can be seen, the phase that
+    #: followed here the last time is opened on the guess that it will again: ``entry`` is then
+    #: this node's twin with that phase open, else the node itself.
+    guess: int | None = None
+    base: Node = field(init=False)  #: of a twin, the node it is the twin of
+    entry: Node = field(init=False)
+    moves: dict[str, Move] = field(default_factory=dict)
+    #: By ``id`` of the event object, for the recorder. A move keeps its event alive, so no other
+    #: object can get the same id.
+    by_id: dict[int, Move] = field(default_factory=dict)
+    twins: dict[int, Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base = self.entry = self
+
+    def learn(self, phase: int | None) -> None:
+        """From now on, guess that this phase follows here (None: no guess)."""
+        base = self.base
+        base.entry = base
+        if phase is not None:
+            base.entry = base.twins.setdefault(
+                phase, Node(base.frames, base.boundary, base.inside_handler, phase)
+            )
+            base.entry.base = base
+
+
+@dataclass(eq=False, slots=True)
+class Move:
+    """What an event does at a node. Names are ids from the journal."""
+
+    event: object
+    name: int  #: of the event's own span
+    text: str
+    phase: int | None  #: name of the phase that ends here
+    guess: int  #: what becomes of the phase that was opened on a guess: NO_GUESS, RIGHT, ...
+    guess_flags: int  #: with which flags it is closed
+    cut: int  #: how many of the innermost spans are closed early, with Flag.CUT
+    reason: str
+    cut_flags: int
+    ended: int  #: how many are closed then, at their own end
+    late: tuple[int, ...]  #: containers whose beginning was missed
+    opens: tuple[int, ...]
+    closes: int
+    then: tuple[int, ...]
+    counts: int
+    plans: bool  #: whether to read how far the engine means to go
+    is_boundary: bool
+    begins_step: bool
+    ends_step: bool
+    held: Node  #: while its handlers run, and after one of them raised
+    target: Node
+    #: A move that the running loop makes all the time: at most one span ends, one opens before
+    #: the event and one after it. -1: none.
+    quick: bool = False
+    quick_ends: bool = False
+    quick_opens: int = -1
+    quick_then: int = -1
+
+
+class Rules:
+    """Makes nodes and moves; one per journal, because moves hold the journal's name ids.
+
+    Args:
+        intern: (kind, text) -> name id.
+    """
+
+    def __init__(self, intern: Callable[[str, str], int]) -> None:
+        self._intern = intern
+        self._nodes: dict[tuple[tuple[Frame, ...], str, bool], Node] = {}
+        self.root = self.node(())
+        self.handler_root = self.node((), inside_handler=True)
+
+    def node(
+        self, frames: tuple[Frame, ...], boundary: str = "", inside_handler: bool = False
+    ) -> Node:
+        """The node for these open frames, always the same object."""
+        key = (frames, boundary, inside_handler)
+        if key not in self._nodes:
+            self._nodes[key] = Node(frames, boundary, inside_handler)
+        return self._nodes[key]
+
+    def move(self, node: Node, event: object, text: str) -> Move:
+        """What the event named ``text`` does at ``node``."""
+        found = node.moves.get(text)
+        if found is None:
+            found = node.moves[text] = self._settle(node, self._make(node, event, text))
+        if len(node.by_id) < 1024 and not isinstance(event, str):
+            # Equal names of other enums' events share the move but must be kept alive as well.
+            node.by_id[id(event)] = found if found.event is event else _same_move(found, event)
+            return node.by_id[id(event)]
+        return found
+
+    def _settle(self, node: Node, move: Move) -> Move:
+        """Say what a move does to the guess that was open, and whether it is a quick one."""
+        if node.guess is not None and (move.is_boundary or move.target is not node):
+            if move.phase == node.guess:
+                move.guess = RIGHT
+            elif move.phase is not None:
+                move.guess = RENAME
+            else:
+                move.guess = DROP
+                move.guess_flags = GUESS | (move.cut_flags if move.reason else VOID)
+        ends = move.ended + (move.guess == RIGHT)
+        if (
+            ends <= 1 and move.guess in (NO_GUESS, RIGHT) and not move.cut and not move.late
+            and (move.phase is None or move.guess == RIGHT) and not move.plans
+            and len(move.opens) <= 1 and len(move.then) <= 1
+        ):  # fmt: skip
+            move.quick = True
+            move.quick_ends = bool(ends)
+            move.quick_opens = move.opens[0] if move.opens else -1
+            move.quick_then = move.then[0] if move.then else -1
+        return move
+
+    def _make(self, node: Node, event: object, text: str) -> Move:
+        rule = None if node.inside_handler else CORE.get(text)
+        if rule is not None:
+            return self._core(node, event, text, rule)
+        stem, _, suffix = text.rpartition("_")
+        suffix = suffix.upper()
+        if suffix == "STARTED" and stem and len(node.frames) < MOST_PAIRS:
+            return self._pair_started(node, event, text, Frame("pair", stem.lower()))
+        if suffix == "COMPLETED" and stem:
+            pair = Frame("pair", stem.lower())
+            if pair in _above_iteration(node.frames):
+                return self._pair_completed(node, event, text, pair)
+            if in_process_function(node):
+                phase = PHASES.get((node.boundary, text), stem.lower())
+                target = self.node(node.frames, text)
+                return self._plain(node, event, text, target, phase=phase, is_boundary=True)
+        return self._plain(node, event, text, node)
+
+    def _core(self, node: Node, event: object, text: str, rule: Rule) -> Move:
+        frames, ended = node.frames, 0
+        inside = rule.inside
+        if text == "GET_BATCH_STARTED" and frames[-2:] == (STEP, GET_BATCH):
+            frames, ended, inside, opens = frames[:-1], 1, _IN_STEP, ()  # fired twice: same step
+        elif text == "GET_BATCH_STARTED" and frames[-1:] == (STEP,) and node.boundary:
+            inside, opens = _IN_STEP, ()
+        else:
+            opens = rule.opens
+        if text == "EXCEPTION_RAISED" and EPOCH not in frames:
+            inside = (RUN,)
+        kept = 0
+        while kept < len(inside) and kept < len(frames) and frames[kept] == inside[kept]:
+            kept += 1
+        extra = frames[kept:]
+        cut = len(extra)
+        if rule.ends and extra and extra[-len(rule.ends) :] == rule.ends:
+            ended, cut = len(rule.ends), cut - len(rule.ends)
+        if cut and ended:  # what is cut is deeper than what ends by itself, never the reverse
+            cut, ended = cut + ended, 0
+        late = inside[kept:]
+        open_now = inside + opens
+        after = open_now[: len(open_now) - rule.closes] + rule.then
+        return Move(
+            event=event, name=self._intern("event", text), text=text, phase=self._fetched(node, text),
+            cut=cut, reason=rule.reason,
+            cut_flags=CUT | ERROR if text == "EXCEPTION_RAISED" else CUT, ended=ended, late=self._names(late),
+            opens=self._names(opens), closes=rule.closes, then=self._names(rule.then),
+            counts=rule.counts, plans=RUN in late or text in ("STARTED", "EPOCH_STARTED"),
+            is_boundary=rule.boundary, begins_step=STEP in late + opens,
+            ends_step=STEP in node.frames and STEP not in after, held=self.node(open_now),
+            guess=NO_GUESS, guess_flags=0, target=self.node(after, text if rule.boundary or rule.reason else ""),
+        )  # fmt: skip
+
+    def _fetched(self, node: Node, text: str) -> int | None:
+        """After DATALOADER_STOP_ITERATION the batch comes without another GET_BATCH_STARTED."""
+        if text == "GET_BATCH_COMPLETED" and node.frames[-1:] == (STEP,) and node.boundary:
+            return self._intern(*GET_BATCH)
+        return None
+
+    def phase_move(self, node: Node, phase: str) -> Move:
+        """A phase ends though no event says so (``prepare_batch`` has returned)."""
+        found = node.moves.get(phase)
+        if found is None:
+            target = self.node(node.frames, phase, node.inside_handler)
+            found = self._plain(node, None, phase, target, phase=phase, is_boundary=True)
+            node.moves[phase] = self._settle(node, found)
+        return found
+
+    def _pair_started(self, node: Node, event: object, text: str, pair: Frame) -> Move:
+        frames, cut = node.frames, 0
+        if pair in _above_iteration(frames):  # it never ended: it ends now
+            at = len(frames) - 1 - frames[::-1].index(pair)
+            frames, cut = frames[:at], len(frames) - at
+        target = self.node((*frames, pair), text, node.inside_handler)
+        return self._plain(
+            node, event, text, target, cut=cut, opens=self._names((pair,)), is_boundary=True,
+            held=target,
+        )  # fmt: skip
+
+    def _pair_completed(self, node: Node, event: object, text: str, pair: Frame) -> Move:
+        at = len(node.frames) - 1 - node.frames[::-1].index(pair)
+        target = self.node(node.frames[:at], text, node.inside_handler)
+        held = self.node(node.frames[: at + 1], node.boundary, node.inside_handler)
+        cut = len(node.frames) - 1 - at
+        return self._plain(
+            node, event, text, target, cut=cut, closes=1, is_boundary=True, held=held
+        )
+
+    def _plain(
+        self, node: Node, event: object, text: str, target: Node, *, phase: str | None = None,
+        cut: int = 0, opens: tuple[int, ...] = (), closes: int = 0, is_boundary: bool = False,
+        held: Node | None = None,
+    ) -> Move:  # fmt: skip
+        return Move(
+            event=event, name=self._intern("event", text), text=text,
+            phase=None if phase is None else self._intern("phase", phase), cut=cut, reason="",
+            cut_flags=CUT, ended=0, late=(), opens=opens, closes=closes, then=(), counts=KEEP,
+            plans=False,
+            is_boundary=is_boundary, begins_step=False, ends_step=False,
+            held=held or node, target=target, guess=NO_GUESS, guess_flags=0,
+        )  # fmt: skip
+
+    def _names(self, frames: tuple[Frame, ...]) -> tuple[int, ...]:
+        return tuple(self._intern(*frame) for frame in frames)
+
+
+def _same_move(move: Move, event: object) -> Move:
+    """The same move, holding another event object of the same name."""
+    return replace(move, event=event)
+
+
+def _above_iteration(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """The pairs that are open innermost."""
+    at = len(frames)
+    while at and frames[at - 1].kind == "pair":
+        at -= 1
+    return frames[at:]
+
+
+def in_process_function(node: Node) -> bool:
+    """Whether the engine is inside its process function (or in a pair inside that)."""
+    if node.inside_handler:
+        return False
+    return ITERATION in node.frames
+
+

@@ -1,0 +1,228 @@
+"""A run's directory: its name, what lies in it, and how to find runs again.
+
+``./firetrace-runs/<start>-<name>/``, or under ``$FIRETRACE_DIR``. Every run is also listed in the
+user's state folder, so that ``firetrace watch`` finds the newest one from anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from firetrace.tracer.journal import FiretraceError, JournalReader, lock_is_held
+
+FOLDER = "firetrace-runs"
+
+
+class RunNotFoundError(FiretraceError):
+    """There is no such run."""
+
+
+def base_directory() -> Path:
+    """Where new runs are made: ``$FIRETRACE_DIR``, or ``firetrace-runs`` in the current folder."""
+    return Path(os.environ.get("FIRETRACE_DIR") or FOLDER).absolute()
+
+
+def index_path() -> Path:
+    """The user's list of runs, one JSON object a line."""
+    return Path(user_state_path("firetrace", appauthor=False)) / "runs.jsonl"
+
+
+def default_name() -> str:
+    """What to call a run: the script's name, or the current folder's for ``python -m``."""
+    script = Path(sys.argv[0] if sys.argv else "").stem
+    if script in ("", "-", "-c", "-m", "__main__"):
+        script = Path.cwd().name
+    return re.sub(r"[^\w.-]+", "-", script).strip("-.")[:60] or "run"
+
+
+def begin(directory: Path | None, name: str | None) -> tuple[Path, dict[str, Any]]:
+    """Make the directory of a run that begins.
+
+    Returns:
+        The directory and the process's resource attributes.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    name = name or default_name()
+    if directory is None:
+        start = time.strftime("%Y%m%d-%H%M%S")
+        base = base_directory()
+        base.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            suffix = "" if attempt == 1 else f"-{attempt}"
+            directory = base / f"{start}-{name}{suffix}"
+            try:
+                directory.mkdir()
+                break
+            except FileExistsError:
+                continue
+    else:
+        directory = Path(directory).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+    assert directory is not None
+    _remember(directory)
+    return directory, resource(directory, name)
+
+
+def stems(directory: Path) -> Iterator[Path]:
+    """Names for this process's journal, to be tried until one is free: a new attempt each."""
+    rank = os.environ.get("RANK", "0")
+    rank = rank if rank.isdigit() else "0"
+    return (directory / f"rank{rank}.{attempt}" for attempt in range(1, 100_000))
+
+
+def resource(directory: Path, name: str) -> dict[str, Any]:
+    """OpenTelemetry resource attributes of this process. No arguments, no environment."""
+    try:
+        own_version = version("firetrace")
+    except PackageNotFoundError:
+        own_version = "unknown"
+    return {
+        "service.name": name,
+        "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
+        "host.name": socket.gethostname(),
+        "host.arch": platform.machine(),
+        "os.type": platform.system().lower(),
+        "process.pid": os.getpid(),
+        "process.executable.path": sys.executable,
+        "process.runtime.name": platform.python_implementation().lower(),
+        "process.runtime.version": platform.python_version(),
+        "telemetry.distro.name": "firetrace",
+        "telemetry.distro.version": own_version,
+        "ignite.run.id": directory.name,
+    }
+
+
+def _remember(directory: Path) -> None:
+    """List the run in the user's index; a convenience that may fail without harm."""
+    try:
+        index = index_path()
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with open(index, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"path": str(directory), "start": time.time_ns()}) + "\n")
+    except OSError:
+        return
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory and the journals in it, oldest first."""
+
+    path: Path
+    journals: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's id: its directory's name."""
+        return self.path.name
+
+    @property
+    def newest(self) -> Path:
+        """The journal that was begun last."""
+        return self.journals[-1]
+
+    def size_bytes(self) -> int:
+        """Bytes on disk of everything in the directory."""
+        return sum(f.stat().st_blocks * 512 for f in self.path.iterdir() if f.is_file())
+
+    def alive(self) -> bool:
+        """Whether a process still writes to it."""
+        return any(lock_is_held(journal.with_suffix(".lock")) for journal in self.journals)
+
+
+def open_run(path: Path) -> Run:
+    """The run at ``path``: its directory, or one of its ``.rows`` files.
+
+    Raises:
+        RunNotFoundError: there is none; the message says what is there instead.
+    """
+    if path.is_file() and path.suffix == ".rows":
+        return Run(path.parent, (path,))
+    if not path.exists():
+        raise RunNotFoundError(f"{path}: no such run")
+    if not path.is_dir():
+        raise RunNotFoundError(f"{path}: not a run (a run is a directory with .rows files)")
+    journals = sorted(path.glob("rank*.rows"), key=_begun)
+    if not journals:
+        raise RunNotFoundError(f"{path}: no journal in this directory")
+    return Run(path, tuple(journals))
+
+
+def _begun(journal: Path) -> tuple[int, str]:
+    try:
+        with JournalReader(journal) as reader:
+            return reader.header.wall_ns, journal.name
+    except FiretraceError:
+        return 0, journal.name
+
+
+def known_runs() -> list[Run]:
+    """Every run that is listed in the index or lies in the current base directory, newest last."""
+    paths: dict[Path, None] = {}
+    try:
+        for line in index_path().read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                paths[Path(json.loads(line)["path"])] = None
+            except (ValueError, KeyError, TypeError):
+                continue
+    except OSError:
+        pass
+    if base_directory().is_dir():
+        for child in base_directory().iterdir():
+            paths[child] = None
+    runs = []
+    for path in paths:
+        try:
+            runs.append(open_run(path))
+        except (FiretraceError, OSError):
+            continue
+    return sorted(runs, key=lambda run: _begun(run.newest))
+
+
+def find_run(name: str | None) -> Run:
+    """The run that a user means: a path, a run's name, or (None) the newest.
+
+    Raises:
+        RunNotFoundError: there is none.
+    """
+    if name is None:
+        runs = known_runs()
+        if not runs:
+            raise RunNotFoundError(
+                f"no run found, neither in {base_directory()} nor in {index_path()}"
+            )
+        return runs[-1]
+    path = Path(name)
+    if path.exists() or os.sep in name:
+        return open_run(path)
+    matches = [run for run in known_runs() if run.name == name or run.name.endswith(f"-{name}")]
+    if not matches:
+        raise RunNotFoundError(f"{name}: no such run; 'firetrace list' shows those known here")
+    return matches[-1]
+
+
+def remove(run: Run) -> None:
+    """Delete a run's journals, and its directory unless the user keeps something else in it.
+
+    Raises:
+        OSError: a file could not be deleted.
+    """
+    for journal in run.journals:
+        for suffix in (".rows", ".meta.jsonl", ".lock"):
+            journal.with_suffix(suffix).unlink(missing_ok=True)
+    if not any(run.path.iterdir()):
+        run.path.rmdir()

@@ -1,0 +1,255 @@
+"""The objects that stand in an engine for its own methods while it is traced.
+
+An instance attribute shadows the method of the class, so every event, run and loader start passes
+here. A closure there would change the program: ``copy.deepcopy(engine)`` would fire the original's
+handlers, ``pickle`` would fail, and the engine would be freed only by the cycle collector. These
+objects hold their engine weakly, and a copied or unpickled engine gets its own method back.
+
+Nothing here may raise anything of its own into the training, or keep it from running.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import inspect
+import re
+import textwrap
+import weakref
+from logging import DEBUG
+from threading import get_ident
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firetrace.tracer.engine import EngineTracer
+    from firetrace.tracer.recorder import Recorder
+
+#: Digests of the ``_fire_event`` that ``FireEvent`` replaces faithfully: ignite 0.5.3 to 0.5.5.
+KNOWN_FIRE_EVENT = frozenset({"1c7bf60f4829fc8e"})
+
+
+def source_digest(function: Any) -> str:
+    """A digest of a function's code, whatever its docstring, comments and layout ("" if unknown)."""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        definition = ast.parse(source).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return ""
+    doc = ast.get_docstring(definition, clean=False) if isinstance(definition, ast.FunctionDef) else ""
+    if doc:
+        source = source.replace(doc, "")
+    bare = re.sub(r"\s+", "", re.sub(r"#.*", "", source))
+    return hashlib.sha256(bare.encode()).hexdigest()[:16]
+
+
+class Seam:
+    """Stands for the method ``name`` of one engine. Without a tracer it just passes calls on."""
+
+    name = ""
+
+    def __init__(self, engine: Any, tracer: EngineTracer | None, below: Any = None) -> None:
+        self.engine_ref = weakref.ref(engine)
+        self.tracer = tracer
+        self.below = below  # what another tool had put there before
+
+    def original(self, engine: Any) -> Any:
+        """The method that this object stands for, bound to the engine."""
+        if self.below is not None:
+            return self.below
+        return getattr(type(engine), self.name).__get__(engine)
+
+    def engine(self) -> Any:
+        """The engine.
+
+        Raises:
+            ReferenceError: it is gone; someone kept the bare method without it.
+        """
+        engine = self.engine_ref()
+        if engine is None:
+            raise ReferenceError(f"the engine of this {self.name} no longer exists")
+        return engine
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        return self.original(self.engine())(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        engine = self.engine_ref()
+        twin = memo.get(id(engine))
+        if twin is None:
+            return self  # the method was copied without its engine
+        return type(self)(twin, None, copy.deepcopy(self.below, memo))
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.engine(), self.name)  # unpickles without firetrace
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The method behind, for ``inspect.signature``."""
+        return self.original(self.engine())
+
+
+class FireEvent(Seam):
+    """Stands for ``_fire_event``: every event passes here, whoever fires it."""
+
+    name = "_fire_event"
+
+    def __init__(self, engine: Any, tracer: EngineTracer | None, below: Any = None) -> None:
+        super().__init__(engine, tracer, below)
+        digest = source_digest(type(engine)._fire_event) if below is None and tracer else ""
+        self.replaces = digest in KNOWN_FIRE_EVENT
+
+    def __call__(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+        """Run the handlers of an event exactly as ignite does, and record what runs."""
+        engine = self.engine_ref() or self.engine()
+        tracer = self.tracer
+        if tracer is None:
+            return self.original(engine)(event_name, *event_args, **event_kwargs)  # type: ignore[no-any-return]
+        recorder = tracer.recorder
+        if recorder is None or recorder.ident != get_ident():
+            recorder = tracer.rebind()
+            if recorder is None:
+                return self.original(engine)(event_name, *event_args, **event_kwargs)  # type: ignore[no-any-return]
+        if not self.replaces:
+            return self._around(engine, recorder, event_name, event_args, event_kwargs)
+
+        # ignite builds this text for every event, which costs more than recording it.
+        if engine.logger.isEnabledFor(DEBUG):
+            state = engine.state
+            engine.logger.debug(
+                f"{state.epoch} | {state.iteration}, Firing handlers for event {event_name}"
+            )
+        engine.last_event_name = event_name
+        handlers = engine._event_handlers[event_name]
+        height = 0  # of the stack above the event's span; 0: this event is not recorded
+        try:
+            move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
+            now = monotonic_ns() + recorder.offset
+            if move.quick and not handlers:
+                return recorder.quick(move, now, engine)
+            recorder.before(move, now, engine)
+            height = recorder.begin_event(move, now)
+        except Exception as error:
+            height = tracer.give_up(error)
+        try:
+            for func, args, kwargs in handlers:
+                kwargs.update(event_kwargs)
+                if args and isinstance(args[0], weakref.ref):
+                    resolved_engine = args[0]()
+                    if resolved_engine is None:
+                        raise RuntimeError(
+                            "Engine reference not resolved. Cannot execute event handler."
+                        )
+                    first, others = ((resolved_engine,), args[1:])
+                else:
+                    first, others = ((), args)
+                if height:
+                    try:
+                        recorder.begin_handler(tracer.handler_name(func))
+                    except Exception as error:
+                        height = tracer.give_up(error)
+                func(*first, *(event_args + others), **kwargs)
+                if height:
+                    try:
+                        height = recorder.end_handler(height)
+                    except Exception as error:
+                        height = tracer.give_up(error)
+        except BaseException as error:
+            if height:
+                tracer.guarded(recorder.event_failed, move, height, error)
+            raise
+        if height:
+            tracer.guarded(recorder.end_event, move)
+        return None
+
+    def _around(
+        self, engine: Any, recorder: Recorder, event_name: Any, event_args: Any, event_kwargs: Any
+    ) -> None:
+        """Record an event around a ``_fire_event`` that is not known well enough to replace.
+
+        Its handlers are not told apart then.
+        """
+        tracer, height = self.tracer, 0
+        assert tracer is not None
+        try:
+            now = recorder.now()
+            move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
+            recorder.before(move, now, engine)
+            height = recorder.begin_event(move, now)
+            recorder.node = recorder.rules.handler_root
+        except Exception as error:
+            height = tracer.give_up(error)
+        try:
+            self.original(engine)(event_name, *event_args, **event_kwargs)
+        except BaseException as error:
+            if height:
+                tracer.guarded(recorder.event_failed, move, height, error)
+            raise
+        if height:
+            tracer.guarded(recorder.end_event, move)
+
+
+class Run(Seam):
+    """Stands for ``run``: however a run ends, what it opened is closed."""
+
+    name = "run"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the engine."""
+        engine = self.engine()
+        run = self.original(engine)
+        recorder = None if self.tracer is None else self.tracer.enter(engine)
+        if recorder is None or self.tracer is None:
+            return run(*args, **kwargs)
+        try:
+            result = run(*args, **kwargs)
+        except BaseException as error:
+            self.tracer.leave(recorder, error)
+            raise
+        self.tracer.leave(recorder, None)
+        return result
+
+
+class Loader(Seam):
+    """Stands for ``_setup_dataloader_iter``: ``iter(dataloader)`` and starting its workers."""
+
+    name = "_setup_dataloader_iter"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Set up the loader's iterator."""
+        engine = self.engine()
+        setup = self.original(engine)
+        recorder = None if self.tracer is None else self.tracer.running()
+        if recorder is None or self.tracer is None or engine.state.dataloader is None:
+            return setup(*args, **kwargs)
+        self.tracer.guarded(recorder.begin_loader)
+        result = setup(*args, **kwargs)
+        self.tracer.guarded(recorder.end_loader)
+        return result
+
+
+class PrepareBatch(Seam):
+    """Stands for the function ``prepare_batch`` that a MONAI engine was given."""
+
+    name = "prepare_batch"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare the batch."""
+        result = self.below(*args, **kwargs)
+        recorder = None if self.tracer is None else self.tracer.running()
+        if recorder is not None and self.tracer is not None:
+            self.tracer.guarded(recorder.end_phase, self.name)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.below, memo)
+
+    def __reduce__(self) -> Any:
+        return copy.copy, (self.below,)
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The function behind."""
+        return self.below

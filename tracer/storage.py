@@ -1,0 +1,176 @@
+"""How rows reach the disk: through a mapped window of the file, or by ``pwrite``.
+
+Both kinds put the same bytes in the same places (see ``firetrace.tracer.journal``). A pen belongs
+to one thread and writes into the window that the journal has given it; when that is full it asks
+for the next. Nothing here takes a lock or decides anything about budgets.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from firetrace.tracer.journal import ROW, ROW_BYTES
+
+#: File systems on which a mapped page that was reserved is a page that can be written: local, on
+#: Linux, no copy on write. Elsewhere (NFS, Lustre, FUSE, btrfs, ZFS) a full disk would be SIGBUS.
+MAPPABLE = frozenset({"ext2", "ext3", "ext4", "xfs", "tmpfs"})
+
+_END = struct.Struct("<q")
+_COUNT = struct.Struct("<I")
+_NAME = struct.Struct("<H")
+_FLAGS = struct.Struct("<B")
+_NAME_AT, _FLAGS_AT, _ITERATION_AT, _END_AT = 4, 7, 12, 16
+_ROWS2 = struct.Struct(ROW.format + ROW.format[1:] * 1)
+_ROWS3 = struct.Struct(ROW.format + ROW.format[1:] * 2)
+
+
+class NextWindow(Protocol):
+    """The journal's answer to a pen whose window is full: (first row, row after the last)."""
+
+    def __call__(self, pen: Pen) -> tuple[int, int]: ...
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds ``path`` ("" where that cannot be told)."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    target = str(path.resolve())
+    best, kind = "", ""
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        mount = fields[1].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+        inside = target == mount or target.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, fields[2]
+    return kind
+
+
+class Pen:
+    """Writes rows for one thread; this one by ``pwrite``, which works on any file system.
+
+    ``put1`` to ``put3`` store one to three rows at once, ``put_end`` an end; they take ``target``
+    and a byte offset from ``base``, then the fields. They are for rows from ``first`` on, and for
+    whoever has seen to it that ``next_row`` is below ``last_row``. Every method may raise OSError.
+    """
+
+    __slots__ = (
+        "_next_window", "base", "fd", "first", "last_row", "next_row",
+        "put1", "put2", "put3", "put_end", "target",
+    )  # fmt: skip
+
+    def __init__(self, fd: int, next_window: NextWindow) -> None:
+        self.fd = fd
+        self.next_row = self.last_row = 0
+        self.base = self.first = 0
+        self.target: Any = fd
+        self.put1 = _pwrite(ROW)
+        self.put2 = _pwrite(_ROWS2)
+        self.put3 = _pwrite(_ROWS3)
+        self.put_end = _pwrite(_END)
+        self._next_window = next_window
+
+    def open(
+        self, parent: int, name: int, lane: int, flags: int,
+        epoch: int, iteration: int, end: int, start: int,
+    ) -> int:  # fmt: skip
+        """Write a row and return its number."""
+        row = self.next_row
+        if row >= self.last_row:
+            self.roll()
+            row = self.next_row
+        self.put1(
+            self.target, row * 32 - self.base,
+            parent, name, lane, flags, epoch, iteration, end, start,
+        )  # fmt: skip
+        self.next_row = row + 1
+        return row
+
+    def close(self, row: int, end: int, flags: int) -> None:
+        """Close a row in place: its flags (where not 0), then its end."""
+        if flags:
+            self._patch(_FLAGS, row, _FLAGS_AT, flags)
+        self._patch(_END, row, _END_AT, end)
+
+    def reach(self, row: int, iteration: int) -> None:
+        """Write into an open row how far its engine has come."""
+        self._patch(_COUNT, row, _ITERATION_AT, iteration)
+
+    def rename(self, row: int, name: int) -> None:
+        """Give an open row another name: the guess was wrong."""
+        self._patch(_NAME, row, _NAME_AT, name)
+
+    def _patch(self, what: struct.Struct, row: int, at: int, value: int) -> None:
+        os.pwrite(self.fd, what.pack(value), row * ROW_BYTES + at)
+
+    def roll(self) -> None:
+        """Go on in the next window."""
+        self.next_row, self.last_row = self._next_window(self)
+
+    def release(self) -> None:
+        """Let go of the file. Any later call is an OSError, not a write to a recycled descriptor."""
+        self.next_row = self.last_row = 0
+        self.fd = self.target = -1
+
+
+def _pwrite(what: struct.Struct) -> Callable[..., None]:
+    pack, size, pwrite = what.pack, what.size, os.pwrite
+
+    def put(fd: int, offset: int, *fields: int) -> None:
+        if pwrite(fd, pack(*fields), offset) != size:
+            raise OSError("short write: the disk is full, or a quota is")
+
+    return put
+
+
+class MappedPen(Pen):
+    """Rows are stores into a mapped window; measured here at 0.12 us a row against 1.2 by pwrite.
+
+    A window is small and unmapped when it is full: mapped pages count as the training's memory.
+    Rows of earlier windows that are still open are closed by ``pwrite``.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, fd: int, next_window: NextWindow) -> None:
+        super().__init__(fd, next_window)
+        self.target = None
+        self.put1, self.put2, self.put3 = ROW.pack_into, _ROWS2.pack_into, _ROWS3.pack_into
+        self.put_end = _END.pack_into
+
+    def _patch(self, what: struct.Struct, row: int, at: int, value: int) -> None:
+        if row >= self.first:
+            what.pack_into(self.target, row * ROW_BYTES + at - self.base, value)
+        else:
+            super()._patch(what, row, at, value)
+
+    def roll(self) -> None:
+        """Map the next window in place of the full one."""
+        next_row, last_row = self._next_window(self)
+        grain = mmap.ALLOCATIONGRANULARITY
+        base = next_row * ROW_BYTES // grain * grain
+        length = last_row * ROW_BYTES - base
+        # Reserved now, so that a full disk is an OSError here and no SIGBUS at a store later.
+        os.posix_fallocate(self.fd, base, length)
+        window = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED, offset=base)
+        if self.target is not None:
+            self.target.close()
+        self.target, self.base, self.first = window, base, base // ROW_BYTES
+        self.next_row, self.last_row = next_row, last_row
+
+    def release(self) -> None:
+        """Unmap as well."""
+        window = self.target
+        super().release()
+        self.first = 2**63
+        if window is not None:
+            self.target = None
+            window.close()

@@ -1,0 +1,164 @@
+"""A journal's rows as columns, ready to be counted, drawn or exported.
+
+``VOID`` rows are gone and their children hang on their parents, scalars are set apart, damaged
+rows are counted and left out, and rows stand in the order of their numbers. The arrays of a table
+are never changed: a later state of the journal is another table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firetrace.tracer.journal import (
+    KINDS,
+    Flag,
+    Header,
+    JournalReader,
+    Lane,
+    Meta,
+    Name,
+    Rows,
+)
+
+Ints = npt.NDArray[np.int64]
+UNKNOWN = Name("span", "(name lost)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The spans of one journal at one moment. All arrays have one entry a span."""
+
+    path: Path
+    header: Header
+    meta: Meta
+    numbers: npt.NDArray[np.uint32]  #: row numbers, rising
+    rows: Rows  #: dtype ``ROW_DTYPE``
+    scalars: Rows
+    damaged: int  #: rows that were left out because they make no sense
+    alive: bool | None  #: whether the writer lives (None: cannot be told)
+    now_ns: int  #: when this was read, Unix ns
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def names(self) -> dict[int, Name]:
+        """Name ids to names."""
+        return self.meta.names
+
+    def name(self, position: int) -> Name:
+        """What the span at ``position`` is."""
+        return self.meta.names.get(int(self.rows[position]["name"]), UNKNOWN)
+
+    def lane(self, position: int) -> Lane:
+        """The engine and thread of the span at ``position``."""
+        return self.lane_of(int(self.rows[position]["lane"]))
+
+    def lane_of(self, lane: int) -> Lane:
+        """The engine and thread with this lane id."""
+        return self.meta.lanes.get(lane) or Lane(f"engine {lane}", "")
+
+    def ids_of(self, kind: str) -> list[int]:
+        """The name ids of a kind."""
+        return [id for id, name in self.meta.names.items() if name.kind == kind]
+
+    def of_kind(self, kind: str) -> Ints:
+        """Positions of the spans of a kind."""
+        ids = self.ids_of(kind)
+        if len(ids) == 1:
+            return np.flatnonzero(self.rows["name"] == ids[0])
+        return np.flatnonzero(np.isin(self.rows["name"], ids))
+
+    def kind_codes(self) -> npt.NDArray[np.uint8]:
+        """Each span's index in ``KINDS``."""
+        codes = np.full(2**16, KINDS.index("span"), np.uint8)
+        for id, name in self.meta.names.items():
+            codes[id] = KINDS.index(name.kind)
+        return codes[self.rows["name"]]
+
+    def parents(self) -> Ints:
+        """Positions of the spans' parents; -1 for roots."""
+        positions = np.full(int(self.numbers[-1]) + 2 if len(self) else 1, -1, np.int64)
+        positions[self.numbers] = np.arange(len(self))
+        return positions[self.rows["parent"]]
+
+    def open_positions(self) -> Ints:
+        """Positions of the spans that have no end."""
+        return np.flatnonzero(self.rows["end"] == 0)
+
+    def durations(self, positions: Ints) -> Ints:
+        """Durations in ns; an open span lasts until ``now_ns`` (or the last thing known)."""
+        rows = self.rows[positions]
+        end = np.where(rows["end"] == 0, self.last_ns(), rows["end"])
+        return np.maximum(end - rows["start"], 0)
+
+    def last_ns(self) -> int:
+        """The present of a live journal; of a dead one the last time in it."""
+        if self.alive:
+            return self.now_ns
+        return int(max(self.rows["start"].max(), self.rows["end"].max())) if len(self) else 0
+
+
+def table(reader: JournalReader) -> Table:
+    """What the reader has read so far, as a table."""
+    rows, numbers = reader.rows, reader.numbers
+    if len(numbers) > 1 and not (numbers[1:] > numbers[:-1]).all():
+        order = np.argsort(numbers, kind="stable")
+        rows, numbers = rows[order], numbers[order]
+    flags = rows["flags"]
+    special = np.flatnonzero(flags & (Flag.SCALAR | Flag.VOID))
+    end = rows["end"]
+    damaged = (
+        (rows["parent"] >= numbers)
+        | (rows["start"] < 0)
+        | ((end < rows["start"]) & (end != 0) & (flags & Flag.SCALAR == 0))
+    )
+    scalars = rows[:0]
+    count = int(np.count_nonzero(damaged))
+    if len(special) or count:
+        scalars = rows[special][rows[special]["flags"] & Flag.SCALAR != 0]
+        keep = np.ones(len(rows), bool)
+        keep[special] = False
+        keep[damaged] = False
+        rows, numbers = _hoist(rows, numbers, keep)
+    else:
+        rows, numbers = rows.copy(), numbers.copy()
+    return Table(
+        reader.path, reader.header, reader.meta, numbers, rows, scalars, count,
+        reader.alive(), reader.now_ns(),
+    )  # fmt: skip
+
+
+def _hoist(
+    rows: Rows, numbers: npt.NDArray[np.uint32], keep: npt.NDArray[np.bool_]
+) -> tuple[Rows, npt.NDArray[np.uint32]]:
+    """Leave rows out; their children get the nearest ancestor that stays."""
+    parent_of = np.zeros(int(numbers[-1]) + 1, np.uint32)
+    gone = np.zeros(int(numbers[-1]) + 1, bool)
+    parent_of[numbers] = rows["parent"]
+    gone[numbers[~keep]] = True
+    rows, numbers = rows[keep], numbers[keep]
+    parents = rows["parent"].copy()
+    while True:  # ends: a parent's number is lower than its child's, damaged ones are left out
+        lost = np.flatnonzero(gone[np.minimum(parents, len(gone) - 1)])
+        if not len(lost):
+            break
+        up = parent_of[parents[lost]]
+        parents[lost] = np.where(up < parents[lost], up, 0)
+    rows["parent"] = parents
+    return rows, numbers
+
+
+def read_table(path: Path) -> Table:
+    """Read a whole journal.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    with JournalReader(path) as reader:
+        reader.poll()
+        return table(reader)

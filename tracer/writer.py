@@ -1,0 +1,253 @@
+"""The writing side of a journal: files, windows, names, the disk budget.
+
+One ``JournalWriter`` a process and run, one pen a thread. The slow path (a new window, a new
+name, an exception) takes a lock; writing a row does not. Whatever fails here raises OSError to
+the recorder, which ends the recording and lets the training go on.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from firetrace.tracer import journal
+from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES, Header
+from firetrace.tracer.storage import MAPPABLE, MappedPen, Pen, file_system
+
+#: 8,192 rows, some 500 iterations: small enough to be no memory to speak of, large enough that
+#: the 50 us of a new window are 0.1 us an iteration.
+WINDOW_BYTES = 2**18
+MAX_BYTES = 4 * 2**30
+#: Steps are thinned towards this part of the budget; the rest is for runs, epochs and errors.
+STEPS_SHARE = 15 / 16
+MOST_LEVELS = 40  # every 2**40th step: none
+CLOCK_EVERY_NS = 60 * 10**9
+OTHER = "other"
+
+
+class BudgetSpentError(OSError):
+    """The journal may not grow any more."""
+
+
+class JournalWriter:
+    """Creates and fills the three files of a journal.
+
+    Args:
+        stem: path of the files without their suffixes, such as ``run/rank0.1``; they must not exist.
+        resource: OpenTelemetry resource attributes of this process.
+        max_bytes: what the rows file may grow to. As it fills, fewer and fewer steps are kept.
+        min_free_bytes: space that stays free on the file system; None: 1 GiB, or 5% of a small one.
+        every: keep only every Nth step from the start.
+        mapped: map the file (True), use ``pwrite`` (False), or as the file system allows (None).
+
+    Raises:
+        OSError: the files cannot be made.
+    """
+
+    def __init__(
+        self,
+        stem: Path,
+        resource: dict[str, Any],
+        max_bytes: int = MAX_BYTES,
+        min_free_bytes: int | None = None,
+        every: int = 1,
+        mapped: bool | None = None,
+    ) -> None:
+        self.path = stem.with_name(stem.name + ".rows")
+        self.max_bytes = max_bytes
+        self.every = self.base_every = every  # one step in ``every`` is recorded
+        window = min(WINDOW_BYTES, max(max_bytes // 64, 2 * mmap.ALLOCATIONGRANULARITY))
+        self._window_bytes = 1 << (window.bit_length() - 1)
+        if mapped is None:
+            mapped = hasattr(os, "posix_fallocate") and file_system(stem.parent) in MAPPABLE
+        self._pen_type: type[Pen] = MappedPen if mapped else Pen
+        self._pens: list[Pen] = []
+        self._guard = threading.RLock()
+        self._names: dict[tuple[str, str], int] = {}
+        self._lanes: dict[tuple[str, str, int], int] = {}
+        self._engines: dict[str, list[int]] = {}
+        self._meta_bytes = 0
+        self._windows = 0
+        self._ends: dict[Pen, int] = {}  # where each pen's window really ends
+        self.closed = False
+        self._own_pid = os.getpid()
+
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+        self._lock_fd = os.open(stem.with_name(stem.name + ".lock"), flags, 0o666)
+        hold_lock(self._lock_fd)
+        meta = stem.with_name(stem.name + ".meta.jsonl")
+        self._meta_fd = os.open(meta, flags | os.O_APPEND, 0o666)
+        self._fd = os.open(self.path, flags, 0o666)
+
+        self._free_floor = min_free_bytes
+        if min_free_bytes is None:
+            self._free_floor = min(2**30, shutil.disk_usage(stem.parent).total // 20)
+        self.wall_ns, self.monotonic_ns = time.time_ns(), time.monotonic_ns()
+        self.seed = secrets.token_bytes(16)
+        header = Header(
+            self._window_bytes, self.wall_ns, self.monotonic_ns, self.seed,
+            os.getpid(), socket.gethostname(), journal.boot_id(),
+        )  # fmt: skip
+        self._last_clock = self.monotonic_ns
+        journal.written_here.add(self.seed)
+        self.note("process", resource=resource)
+        os.pwrite(self._fd, header.pack(), 0)
+        if every > 1:
+            self._thin(every)
+
+    # What the recorder asks for
+
+    def pen(self) -> Pen:
+        """A new pen, for the calling thread alone."""
+        pen = self._pen_type(self._fd, self._next_window)
+        with self._guard:
+            self._pens.append(pen)
+        return pen
+
+    def note(self, type: str, **fields: Any) -> None:
+        """Append a line to the meta file, in one write."""
+        line = json.dumps({"type": type, **fields}, default=str).encode("ascii") + b"\n"
+        if os.write(self._meta_fd, line) != len(line):
+            raise OSError("short write")
+        self._meta_bytes += len(line)
+
+    def name(self, kind: str, text: str, **code: Any) -> int:
+        """The id of a name, the same for the same kind and text."""
+        text = text if len(text) <= 1000 else text[:999] + "\u2026"
+        with self._guard:
+            found = self._names.get((kind, text))
+            if found is not None:
+                return found
+            if len(self._names) >= journal.MAX_NAMES - len(journal.KINDS):
+                if text == OTHER:  # the ids that were kept for this
+                    return self._new_name(kind, text, {})
+                return self.name(kind, OTHER)
+            return self._new_name(kind, text, code)
+
+    def _new_name(self, kind: str, text: str, code: dict[str, Any]) -> int:
+        new = len(self._names)
+        more = {"code": code} if code else {}
+        self.note("name", id=new, kind=kind, name=text, **more)
+        self._names[kind, text] = new
+        return new
+
+    def lane(self, engine: str, key: int) -> int:
+        """A lane for an engine (told apart by ``key``) in the calling thread."""
+        thread = threading.current_thread()
+        with self._guard:
+            found = self._lanes.get((engine, thread.name, key))
+            if found is not None:
+                return found
+            new = len(self._lanes)
+            if new >= journal.MAX_LANES - 1:
+                if new == journal.MAX_LANES - 1:
+                    self.note("lane", id=new, engine=OTHER, thread=OTHER)
+                    self._lanes["", "", -1] = new
+                return journal.MAX_LANES - 1
+            alike = self._engines.setdefault(engine, [])
+            if key not in alike:
+                alike.append(key)
+            number = alike.index(key) + 1
+            label = engine if number == 1 else f"{engine}-{number}"
+            self.note("lane", id=new, engine=label, thread=thread.name, thread_id=thread.ident or 0)
+            self._lanes[engine, thread.name, key] = new
+            return new
+
+    # Windows and the budget
+
+    def _next_window(self, pen: Pen) -> tuple[int, int]:
+        """The rows that a full pen may write next; thins the steps as the budget fills."""
+        with self._guard:
+            if self.closed:
+                raise BudgetSpentError("the journal is closed")
+            end = self._ends.get(pen, 0)
+            if pen.next_row < end:  # it only had to stop here to have the budget looked at
+                first = pen.next_row
+            else:
+                grown = (self._windows + 1) * self._window_bytes + self._meta_bytes
+                if grown > self.max_bytes:
+                    raise BudgetSpentError(f"its budget of {self.max_bytes:,} bytes is spent")
+                self._check_free_space()
+                rows = self._window_bytes // ROW_BYTES
+                first, end = self._windows * rows, (self._windows + 1) * rows
+                if self._windows == 0:
+                    first = HEADER_BYTES // ROW_BYTES
+                self._windows += 1
+                self._ends[pen] = end
+                self._note_clock()
+            return first, min(end, first + self._rows_to_next_level(end - first))
+
+    def _rows_to_next_level(self, room: int) -> int:
+        """Set how many steps are kept; return after how many rows to look again."""
+        budget = int(self.max_bytes * STEPS_SHARE)
+        used = self._windows * self._window_bytes + self._meta_bytes - room * ROW_BYTES
+        level, threshold = 0, budget / 2
+        while used >= threshold and level < MOST_LEVELS:
+            level += 1
+            threshold += budget / 2 ** (level + 1)
+        if self.base_every << level != self.every:
+            self._thin(self.base_every << level)
+        return room if level == MOST_LEVELS else max(1, int((threshold - used) / ROW_BYTES))
+
+    def _thin(self, every: int) -> None:
+        self.every = every
+        self.note("thin", every=every, time=self.now_ns())
+
+    def _check_free_space(self) -> None:
+        free = shutil.disk_usage(self.path.parent).free
+        if self._free_floor and free - self._window_bytes < self._free_floor:
+            raise BudgetSpentError(
+                f"only {free:,} bytes are free on its file system; "
+                f"{self._free_floor:,} are kept free for the training"
+            )
+
+    def now_ns(self) -> int:
+        """Unix ns by the journal's own clock: monotonic since its anchor."""
+        return self.wall_ns + time.monotonic_ns() - self.monotonic_ns
+
+    def _note_clock(self) -> None:
+        monotonic = time.monotonic_ns()
+        if monotonic - self._last_clock >= CLOCK_EVERY_NS:
+            self._last_clock = monotonic
+            self.note("clock", wall=time.time_ns(), monotonic=monotonic)
+
+    # The end
+
+    def close(self) -> None:
+        """Say that the journal ends here, give back unused space, let go of the files."""
+        with self._guard:
+            if self.closed or os.getpid() != self._own_pid:
+                return
+            self.closed = True
+            used = [pen.next_row for pen in self._pens]
+            for pen in self._pens:
+                pen.release()
+            try:
+                self.note("end", time=self.now_ns())
+                if used and max(used):
+                    os.ftruncate(self._fd, max(used) * ROW_BYTES)
+            finally:
+                journal.written_here.discard(self.seed)
+                for fd in (self._fd, self._meta_fd, self._lock_fd):
+                    os.close(fd)
+
+
+def hold_lock(fd: int) -> None:
+    """Take the lock that says "the writer lives"; the kernel releases it at death.
+
+    ``lockf``, not ``flock``: it is not inherited by forks, so an orphaned worker cannot hold it.
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        return  # no locks here: aliveness will be unknown, nothing else is lost

@@ -1,0 +1,1 @@
+"""Shows what was recorded: the ``firetrace`` command, the report and the live app."""

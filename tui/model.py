@@ -1,0 +1,380 @@
+"""From spans to the numbers that are shown: counts, percentiles, shares, progress, verdict.
+
+Pure: takes a ``Table``, returns frozen values; no terminal, no I/O, no clock. The report and the
+live app show the same numbers because both come from here. Times are ns, shares 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.table import Ints, Table
+
+SLOWEST = 10
+#: From this share of a step on, waiting for data is what to look at first.
+BOUND = 0.4
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How long spans of one name took; percentiles as numpy's, linear between neighbours."""
+
+    count: int
+    total_ns: int
+    p50_ns: int
+    p95_ns: int
+    p99_ns: int
+    max_ns: int
+    share: float  #: phases: of their engine's steps; handlers: of the whole run
+
+
+@dataclass(frozen=True)
+class SlowStep:
+    """A step that took long, and what took it."""
+
+    epoch: int
+    iteration: int
+    start_ns: int
+    duration_ns: int
+    largest: tuple[tuple[str, int], ...]  #: its biggest parts: name, ns
+
+
+@dataclass(frozen=True)
+class OpenSpan:
+    """A span without an end: running now, or cut off when the process died."""
+
+    kind: str
+    name: str
+    engine: str
+    epoch: int
+    iteration: int
+    start_ns: int
+    open_ns: int
+    guessed: bool  #: its name is what followed here before; it is not known yet
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the main engine is. None where that is not known."""
+
+    epoch: int
+    max_epochs: int | None
+    iteration: int  #: in all
+    epoch_length: int | None
+    max_iters: int | None
+    fraction: float | None
+    eta_ns: int | None
+    steps_per_second: float | None  #: over the last steps
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that ``firetrace report`` says."""
+
+    run: str
+    path: str
+    state: str  #: running, finished, ended (cut short, by the program itself), died, unknown
+    engine: str  #: the main engine: the one that began first
+    spans: int
+    steps: int
+    epochs: int
+    duration_ns: int
+    progress: Progress
+    verdict: str
+    step: Stats | None
+    phases: dict[str, Stats]
+    handlers: dict[str, Stats]
+    slowest_steps: tuple[SlowStep, ...]
+    incomplete: tuple[OpenSpan, ...]
+    exceptions: tuple[str, ...]
+    notes: tuple[str, ...]  #: what was thinned out, could not be read, or stopped the recording
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+
+def report(table: Table) -> Report:
+    """Compute everything. A million spans take some 60 ms."""
+    main = _main_lane(table)
+    engine = table.lane_of(main).engine if len(table) else ""
+    groups = _Groups(table, main)
+    step_positions = groups.positions("step", main)
+    steps = groups.stats(step_positions, 0)
+    runs = table.of_kind("run")
+    main_runs = runs[(table.rows["lane"][runs] == main) & (table.rows["parent"][runs] == 0)]
+    duration = int(table.durations(main_runs).sum())
+    phases = groups.phases()
+    handlers = groups.handlers(duration)
+    progress = _progress(table, main, main_runs, step_positions)
+    return Report(
+        run=str(table.meta.resource.get("ignite.run.id") or table.path.parent.name),
+        path=str(table.path.parent),
+        state=state(table, main_runs),
+        engine=engine,
+        spans=len(table),
+        steps=len(step_positions),
+        epochs=len(groups.positions("epoch", main)),
+        duration_ns=duration,
+        progress=progress,
+        verdict=_verdict(table, main, duration, steps, phases, handlers, runs),
+        step=steps,
+        phases=phases,
+        handlers=handlers,
+        slowest_steps=_slowest(table, step_positions),
+        incomplete=_incomplete(table),
+        exceptions=_exceptions(table),
+        notes=_notes(table),
+    )
+
+
+def state(table: Table, main_runs: Ints | None = None) -> str:
+    """What has become of the run: running, idle, finished, ended (cut short), died, unknown."""
+    if main_runs is None:
+        runs = table.of_kind("run")
+        main_runs = runs[table.rows["parent"][runs] == 0]
+    if not len(main_runs):
+        return "running" if table.alive else "empty"
+    last = table.rows[main_runs[-1]]
+    if last["end"] == 0:
+        return {True: "running", False: "died", None: "unknown"}[table.alive]
+    return "ended" if last["flags"] & Flag.CUT else "finished"
+
+
+def _main_lane(table: Table) -> int:
+    """The lane of the first engine that ran on its own, rather than inside another's handler."""
+    runs = table.of_kind("run")
+    roots = runs[table.rows["parent"][runs] == 0]
+    if len(roots):
+        return int(table.rows["lane"][roots[0]])
+    return int(table.rows["lane"][0]) if len(table) else 0
+
+
+class _Groups:
+    """Spans grouped by name and lane: one radix sort of the name ids."""
+
+    def __init__(self, table: Table, main: int) -> None:
+        self.table, self.main = table, main
+        names = table.rows["name"]
+        self._order = np.argsort(names, kind="stable")
+        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(names, minlength=1))])
+
+    def _of_name(self, id: int) -> Ints:
+        if id + 1 >= len(self._bounds):
+            return self._order[:0]
+        return self._order[self._bounds[id] : self._bounds[id + 1]]
+
+    def by_lane(self, id: int) -> dict[int, Ints]:
+        """Positions of the spans with a name id, by lane."""
+        positions = self._of_name(id)
+        if not len(positions):
+            return {}
+        lanes = self.table.rows["lane"][positions]
+        first = int(lanes[0])
+        if (lanes == first).all():
+            return {first: positions}
+        return {int(lane): positions[lanes == lane] for lane in np.unique(lanes)}
+
+    def positions(self, kind: str, lane: int) -> Ints:
+        """Positions of the spans of a kind in a lane, in file order."""
+        found = [self.by_lane(id).get(lane) for id in self.table.ids_of(kind)]
+        parts = [part for part in found if part is not None]
+        if not parts:
+            return self._order[:0]
+        return parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
+
+    def stats(self, positions: Ints, whole_ns: int) -> Stats | None:
+        """Statistics of the spans that came to their own end; None if there are none."""
+        rows = self.table.rows
+        end = rows["end"][positions]
+        done = (end != 0) & (rows["flags"][positions] & Flag.CUT == 0)
+        durations = (end - rows["start"][positions])[done]
+        if not len(durations):
+            return None
+        p50, p95, p99 = np.percentile(durations, (50, 95, 99))
+        total = int(durations.sum())
+        share = min(1.0, total / whole_ns) if whole_ns else 0.0
+        return Stats(
+            len(durations), total, round(p50), round(p95), round(p99), int(durations.max()), share
+        )
+
+    def label(self, lane: int, text: str) -> str:
+        """A name; of another engine than the main one, with the engine's."""
+        main, engine = self.table.lane_of(self.main).engine, self.table.lane_of(lane).engine
+        return text if engine == main else f"{engine}: {text}"
+
+    def phases(self) -> dict[str, Stats]:
+        """Statistics of the phases, pairs and loaders; share: of their engine's step time."""
+        found: dict[str, Stats] = {}
+        step_ns: dict[int, int] = {}
+        for kind in ("loader", "phase", "pair", "span"):
+            for id in self.table.ids_of(kind):
+                for lane, positions in self.by_lane(id).items():
+                    if lane not in step_ns:
+                        whole = self.stats(self.positions("step", lane), 0)
+                        step_ns[lane] = whole.total_ns if whole else 0
+                    stats = self.stats(positions, step_ns[lane])
+                    if stats is not None:
+                        found[self.label(lane, self.table.names[id].text)] = stats
+        return dict(sorted(found.items(), key=lambda item: -item[1].total_ns))
+
+    def handlers(self, run_ns: int) -> dict[str, Stats]:
+        """Statistics of the handlers; share: of the main engine's run."""
+        found: dict[str, Stats] = {}
+        for id in self.table.ids_of("handler"):
+            for lane, positions in self.by_lane(id).items():
+                stats = self.stats(positions, run_ns)
+                if stats is not None:
+                    found[self.label(lane, self.table.names[id].text)] = stats
+        return dict(sorted(found.items(), key=lambda item: -item[1].total_ns))
+
+
+def _progress(table: Table, main: int, main_runs: Ints, steps: Ints) -> Progress:
+    plan: dict[str, Any] = {}
+    if len(main_runs):
+        plan = table.meta.runs.get(int(table.numbers[main_runs[-1]]), {})
+    in_lane = table.rows["lane"] == main
+    epoch = int(table.rows["epoch"][in_lane].max()) if in_lane.any() else 0
+    iteration = int(table.rows["iteration"][in_lane].max()) if in_lane.any() else 0
+    limits = {
+        key: plan.get(key) if isinstance(plan.get(key), int) else None
+        for key in ("max_epochs", "epoch_length", "max_iters")
+    }
+    planned = limits["max_iters"]
+    if planned is None and limits["max_epochs"] and limits["epoch_length"]:
+        planned = limits["max_epochs"] * limits["epoch_length"]
+    rows = table.rows[steps[-200:]]
+    rows = rows[rows["end"] != 0]
+    rate = fraction = eta = None
+    if len(rows) > 1:
+        rate = (len(rows) - 1) / max(1e-9, int(rows["end"][-1] - rows["end"][0]) / 1e9)
+        thinned = int(rows["iteration"][-1]) - int(rows["iteration"][0])
+        rate *= max(1.0, thinned / (len(rows) - 1))
+    completed = int(rows["iteration"][-1]) if len(rows) else 0
+    if planned:
+        fraction = min(1.0, completed / planned)
+        if len(main_runs) and completed and table.rows["end"][main_runs[-1]] == 0:
+            # Over the whole run, so that validation and checkpoints count.
+            began = int(table.rows["start"][main_runs[-1]])
+            first = int(table.rows["iteration"][steps[0]]) - 1
+            spent = table.last_ns() - began
+            eta = round(spent / max(1, completed - first) * (planned - completed))
+    return Progress(
+        epoch, limits["max_epochs"], iteration, limits["epoch_length"], limits["max_iters"],
+        fraction, eta, rate,
+    )  # fmt: skip
+
+
+def _slowest(table: Table, steps: Ints) -> tuple[SlowStep, ...]:
+    rows = table.rows[steps]
+    done = (rows["end"] != 0) & (rows["flags"] & Flag.CUT == 0)
+    steps, durations = steps[done], (rows["end"] - rows["start"])[done]
+    count = min(SLOWEST, len(steps))
+    if not count:
+        return ()
+    top = np.argpartition(durations, len(durations) - count)[-count:]
+    top = top[np.argsort(-durations[top], kind="stable")]
+    return tuple(
+        SlowStep(
+            int(table.rows["epoch"][steps[i]]), int(table.rows["iteration"][steps[i]]),
+            int(table.rows["start"][steps[i]]), int(durations[i]), _largest(table, int(steps[i])),
+        )
+        for i in top
+    )  # fmt: skip
+
+
+def _largest(table: Table, step: int) -> tuple[tuple[str, int], ...]:
+    """The biggest parts of a step: its phases, and the handlers of its events."""
+    number = int(table.numbers[step])
+    # Children come after their parent and, in one thread, before the next step.
+    end = int(np.searchsorted(table.rows["start"][step:], table.rows["end"][step] + 1)) + step
+    near = slice(step, max(end, step + 1))
+    inside = {number}
+    parts: dict[str, int] = {}
+    for offset in range(near.start + 1, min(near.stop, near.start + 20_000)):
+        row = table.rows[offset]
+        if int(row["parent"]) not in inside or not row["end"]:
+            continue
+        name = table.name(offset)
+        if name.kind in ("phase", "handler", "loader", "pair", "span"):
+            parts[name.text] = parts.get(name.text, 0) + int(row["end"] - row["start"])
+        else:
+            inside.add(int(table.numbers[offset]))
+    return tuple(sorted(parts.items(), key=lambda part: -part[1])[:3])
+
+
+def _incomplete(table: Table) -> tuple[OpenSpan, ...]:
+    positions = table.open_positions()
+    found = []
+    for position, open_ns in zip(positions.tolist(), table.durations(positions).tolist()):
+        row, name = table.rows[position], table.name(position)
+        found.append(
+            OpenSpan(
+                name.kind, name.text, table.lane(position).engine, int(row["epoch"]),
+                int(row["iteration"]), int(row["start"]), open_ns, bool(row["flags"] & Flag.GUESS),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _exceptions(table: Table) -> tuple[str, ...]:
+    return tuple(
+        f"{line.get('exception.type', '?')}: {line.get('exception.message', '')}"
+        for line in table.meta.exceptions.values()
+    )
+
+
+def _notes(table: Table) -> tuple[str, ...]:
+    notes = []
+    if table.meta.thinned:
+        every = int(table.meta.thinned[-1].get("every", 0))
+        notes.append(f"only every {every:,}th step was recorded at the end (disk budget or every=N)")
+    if table.meta.stopped:
+        notes.append(f"recording stopped before the training did: {table.meta.stopped}")
+    if table.damaged or table.meta.damaged:
+        notes.append(
+            f"{table.damaged:,} damaged rows and {table.meta.damaged:,} damaged lines left out"
+        )
+    return tuple(notes)
+
+
+def _verdict(
+    table: Table, main: int, duration: int, step: Stats | None, phases: dict[str, Stats],
+    handlers: dict[str, Stats], runs: Ints,
+) -> str:  # fmt: skip
+    """The one thing to know, in plain words, with its figure."""
+    if step is None or not duration:
+        return "no step has been completed yet"
+    nested = runs[(table.rows["parent"][runs] != 0) & (table.rows["lane"][runs] != main)]
+    by_engine: dict[str, int] = {}
+    for position, ns in zip(nested.tolist(), table.durations(nested).tolist()):
+        engine = table.lane(position).engine
+        by_engine[engine] = by_engine.get(engine, 0) + ns
+    wait = sum(phases[name].total_ns for name in ("get_batch", "loader") if name in phases)
+    own = {name: stats for name, stats in phases.items() if ": " not in name}
+    shares = [(wait / duration, "DATA-BOUND", f"waiting for data is {wait / duration:.0%} of the run")]
+    for engine, ns in by_engine.items():
+        shares.append((ns / duration, "VALIDATION-BOUND", f"{engine} is {ns / duration:.0%} of the run"))
+    inside = ("get_batch", "loader")
+    compute = {name: stats.total_ns for name, stats in own.items() if name not in inside}
+    total = sum(compute.values())
+    if not compute:  # an engine without phases: what is not fetching is its process function
+        total = max(0, step.total_ns - wait)
+        compute = {"the process function": total}
+    largest = max(compute, key=lambda name: compute[name])
+    shares.append(
+        (total / duration, "COMPUTE-BOUND",
+         f"{largest} is {compute[largest] / duration:.0%} of the run, all phases {total / duration:.0%}")
+    )  # fmt: skip
+    for name, stats in handlers.items():
+        if not by_engine or stats.total_ns < 0.9 * max(by_engine.values()):
+            shares.append((stats.share, "HANDLER-BOUND", f"{name} is {stats.share:.0%} of the run"))
+            break
+    _, word, figure = max(shares)
+    wait_share = wait / step.total_ns if step.total_ns else 0.0
+    extra = f"; get_batch is {wait_share:.0%} of a step" if word != "DATA-BOUND" else ""
+    return f"{word}: {figure}{extra}"
