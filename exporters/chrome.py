@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def export_chrome(
 
 def _open(path: Path, zipped: bool) -> IO[bytes]:
     if zipped:
-        return gzip.open(path, "wb", compresslevel=5)
+        return cast(IO[bytes], gzip.open(path, "wb", compresslevel=5))
     return open(path, "wb")
 
 
@@ -106,8 +106,8 @@ def _metadata(table: Table, pid: int) -> Iterator[str]:
     run = safe(str(table.meta.resource.get("ignite.run.id") or table.path.parent.name))
     rank = _rank(table)
 
-    def line(name: str, tid: int, **args: Any) -> str:
-        event = {"ph": "M", "pid": pid, "tid": tid, "name": name, "args": args}
+    def line(what: str, tid: int, **args: Any) -> str:
+        event = {"ph": "M", "pid": pid, "tid": tid, "name": what, "args": args}
         return json.dumps(event, ensure_ascii=False)
 
     yield line("process_name", 0, name=f"rank {rank} {run}")

@@ -74,7 +74,9 @@ def resource(table: Table) -> Resource:
     return Resource(attributes)
 
 
-def readable_spans(table: Table, positions: npt.NDArray[np.int64] | None = None) -> Iterator[ReadableSpan]:
+def readable_spans(
+    table: Table, positions: npt.NDArray[np.int64] | None = None
+) -> Iterator[ReadableSpan]:
     """The spans of a table, or those at ``positions``, in the order in which they began.
 
     Open spans have no ``end_time``; SDK exporters want one, so give them closed spans only, or use

@@ -32,7 +32,8 @@ A row's number is its byte offset divided by 32, so the first row is number 128 
     7       u8      flags (the ``Flag`` bits)
     8       u32     epoch      as ignite counts: from 1, 0 before the first
     12      u32     iteration  as ignite counts, over all epochs; on ``step`` and ``get_batch`` the
-                               one being fetched. On ``epoch`` and ``run``: the last one reached
+                               one being fetched. On ``run`` and ``epoch`` as they began, or, where
+                               steps are thinned out, the last one reached
     16      i64     end, Unix ns; 0 while open. With ``Flag.SCALAR``: an f64, the scalar's value
     24      i64     start, Unix ns; 0: there is no row here (yet)
 
@@ -277,7 +278,9 @@ class Meta:
 
     def _name(self, line: dict[str, Any]) -> None:
         kind = line["kind"] if line["kind"] in KINDS else "span"
-        self.names[int(line["id"])] = Name(kind, printable(str(line["name"])), dict(line.get("code", {})))
+        self.names[int(line["id"])] = Name(
+            kind, printable(str(line["name"])), dict(line.get("code", {}))
+        )
 
     def _lane(self, line: dict[str, Any]) -> None:
         self.lanes[int(line["id"])] = Lane(

@@ -134,7 +134,9 @@ class Recorder:
             if move.begins_step:
                 self.steps += 1
         self.node = node = move.target.entry
-        self.boundary = now
+        # An event without duration takes the nanosecond in which it fires: what begins after it
+        # begins later, what ends after it ends later, so nesting by time is nesting by parent.
+        self.boundary = later = now + 1
         parent, lane, epoch, iteration = stack[-1], self.lane, self.epoch, self.iteration
         opens, then, flags = move.quick_opens, move.quick_then, 0
         if then < 0 and move.is_boundary and node.guess is not None:
@@ -144,7 +146,7 @@ class Recorder:
                 pen.target, row * 32 - pen.base,
                 parent, opens, lane, 0, epoch, iteration, 0, now,
                 row, move.name, lane, 0, epoch, iteration, now, now,
-                row, then, lane, flags, epoch, iteration, 0, now,
+                row, then, lane, flags, epoch, iteration, 0, later,
             )  # fmt: skip
             pen.next_row = row + 3
             stack += (row, row + 2)
@@ -152,7 +154,7 @@ class Recorder:
             pen.put2(
                 pen.target, row * 32 - pen.base,
                 parent, move.name, lane, 0, epoch, iteration, now, now,
-                parent, then, lane, flags, epoch, iteration, 0, now,
+                parent, then, lane, flags, epoch, iteration, 0, later,
             )  # fmt: skip
             pen.next_row = row + 2
             stack.append(row + 1)
@@ -171,13 +173,12 @@ class Recorder:
             )  # fmt: skip
             pen.next_row = row + 1
         if move.closes:
-            now += 1  # an event without duration at the very end of a span would not lie inside it
             for _ in range(move.closes):
                 top = stack[-1]
                 if top >= pen.first:
-                    pen.put_end(pen.target, top * 32 + 16 - pen.base, now)
+                    pen.put_end(pen.target, top * 32 + 16 - pen.base, later)
                 else:
-                    pen.close(top, now, 0)
+                    pen.close(top, later, 0)
                 stack.pop()
 
     def before(self, move: Move, now: int, engine: Any) -> None:
@@ -205,8 +206,9 @@ class Recorder:
 
     def after(self, move: Move, now: int) -> None:
         """What follows when the handlers of an event have run."""
+        now += 1  # see ``quick``
         for _ in range(move.closes):
-            self.pop(now + 1)  # see ``quick``
+            self.pop(now)
         if move.ends_step:
             self.muted = False
         for name in move.then:
@@ -219,9 +221,7 @@ class Recorder:
     def instant(self, name: int, now: int) -> None:
         """An event that has no handlers: a span without duration."""
         if not self.muted:
-            self.pen.open(
-                self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, now, now
-            )
+            self.pen.open(self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, now, now)
 
     def begin_event(self, move: Move, now: int) -> int:
         """Open an event's span. Return the stack's height, which is never 0."""

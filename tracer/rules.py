@@ -29,7 +29,6 @@ from firetrace.tracer.journal import Flag
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
 
 
-
 class Frame(NamedTuple):
     """A kind of span that is open."""
 
@@ -74,6 +73,7 @@ class Rule:
     reason: str = ""  #: why what it cuts was cut
 
 
+NOTHING: tuple[Frame, ...] = ()
 _IN_EPOCH = (RUN, EPOCH)
 _IN_STEP = (RUN, EPOCH, STEP)
 _IN_ITERATION = (RUN, EPOCH, STEP, ITERATION)
@@ -243,9 +243,10 @@ class Rules:
         frames, ended = node.frames, 0
         inside = rule.inside
         if text == "GET_BATCH_STARTED" and frames[-2:] == (STEP, GET_BATCH):
-            frames, ended, inside, opens = frames[:-1], 1, _IN_STEP, ()  # fired twice: same step
+            frames, ended, inside = frames[:-1], 1, _IN_STEP  # fired twice: the same step
+            opens = NOTHING
         elif text == "GET_BATCH_STARTED" and frames[-1:] == (STEP,) and node.boundary:
-            inside, opens = _IN_STEP, ()
+            inside, opens = _IN_STEP, NOTHING
         else:
             opens = rule.opens
         if text == "EXCEPTION_RAISED" and EPOCH not in frames:
@@ -344,5 +345,3 @@ def in_process_function(node: Node) -> bool:
     if node.inside_handler:
         return False
     return ITERATION in node.frames
-
-

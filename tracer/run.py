@@ -170,6 +170,11 @@ def _begun(journal: Path) -> tuple[int, str]:
         return 0, journal.name
 
 
+def begun_ns(run: Run) -> int:
+    """When the run's newest journal was begun, Unix ns."""
+    return _begun(run.newest)[0]
+
+
 def known_runs() -> list[Run]:
     """Every run that is listed in the index or lies in the current base directory, newest last."""
     paths: dict[Path, None] = {}

@@ -37,7 +37,11 @@ def source_digest(function: Any) -> str:
         definition = ast.parse(source).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
         return ""
-    doc = ast.get_docstring(definition, clean=False) if isinstance(definition, ast.FunctionDef) else ""
+    doc = (
+        ast.get_docstring(definition, clean=False)
+        if isinstance(definition, ast.FunctionDef)
+        else ""
+    )
     if doc:
         source = source.replace(doc, "")
     bare = re.sub(r"\s+", "", re.sub(r"#.*", "", source))
@@ -123,6 +127,7 @@ class FireEvent(Seam):
             )
         engine.last_event_name = event_name
         handlers = engine._event_handlers[event_name]
+        first: tuple[Any, ...]
         height = 0  # of the stack above the event's span; 0: this event is not recorded
         try:
             move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
@@ -142,9 +147,9 @@ class FireEvent(Seam):
                         raise RuntimeError(
                             "Engine reference not resolved. Cannot execute event handler."
                         )
-                    first, others = ((resolved_engine,), args[1:])
+                    first, others = (resolved_engine,), args[1:]
                 else:
-                    first, others = ((), args)
+                    first, others = (), args
                 if height:
                     try:
                         recorder.begin_handler(tracer.handler_name(func))

@@ -227,13 +227,13 @@ class JournalWriter:
             if self.closed or os.getpid() != self._own_pid:
                 return
             self.closed = True
-            used = [pen.next_row for pen in self._pens]
+            used = max((pen.next_row for pen in self._pens), default=0)
             for pen in self._pens:
                 pen.release()
             try:
                 self.note("end", time=self.now_ns())
-                if used and max(used):
-                    os.ftruncate(self._fd, max(used) * ROW_BYTES)
+                if used:
+                    os.ftruncate(self._fd, used * ROW_BYTES)
             finally:
                 journal.written_here.discard(self.seed)
                 for fd in (self._fd, self._meta_fd, self._lock_fd):

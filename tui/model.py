@@ -15,8 +15,14 @@ from firetrace.tracer.journal import Flag
 from firetrace.tracer.table import Ints, Table
 
 SLOWEST = 10
-#: From this share of a step on, waiting for data is what to look at first.
-BOUND = 0.4
+#: A part of the run that is smaller than this is no verdict.
+CLEAR = 1 / 3
+FETCHING = ("get_batch", "loader")
+#: Events outside of steps: what their handlers take is no part of a step's time.
+BETWEEN_STEPS = frozenset(
+    ("STARTED", "EPOCH_STARTED", "EPOCH_COMPLETED", "COMPLETED", "TERMINATE", "INTERRUPT",
+     "TERMINATE_SINGLE_EPOCH", "EXCEPTION_RAISED")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def report(table: Table) -> Report:
         epochs=len(groups.positions("epoch", main)),
         duration_ns=duration,
         progress=progress,
-        verdict=_verdict(table, main, duration, steps, phases, handlers, runs),
+        verdict=_verdict(groups, duration, steps, phases, handlers),
         step=steps,
         phases=phases,
         handlers=handlers,
@@ -201,6 +207,16 @@ class _Groups:
         return Stats(
             len(durations), total, round(p50), round(p95), round(p99), int(durations.max()), share
         )
+
+    def event_ns(self, in_steps: bool = False) -> int:
+        """What the handlers of the main engine's events took; ``in_steps``: those in steps."""
+        total = 0
+        for id in self.table.ids_of("event"):
+            if in_steps and self.table.names[id].text in BETWEEN_STEPS:
+                continue
+            stats = self.stats(self.by_lane(id).get(self.main, self._order[:0]), 0)
+            total += stats.total_ns if stats else 0
+        return total
 
     def label(self, lane: int, text: str) -> str:
         """A name; of another engine than the main one, with the engine's."""
@@ -332,7 +348,9 @@ def _notes(table: Table) -> tuple[str, ...]:
     notes = []
     if table.meta.thinned:
         every = int(table.meta.thinned[-1].get("every", 0))
-        notes.append(f"only every {every:,}th step was recorded at the end (disk budget or every=N)")
+        notes.append(
+            f"only every {every:,}th step was recorded at the end (disk budget or every=N)"
+        )
     if table.meta.stopped:
         notes.append(f"recording stopped before the training did: {table.meta.stopped}")
     if table.damaged or table.meta.damaged:
@@ -343,38 +361,49 @@ def _notes(table: Table) -> tuple[str, ...]:
 
 
 def _verdict(
-    table: Table, main: int, duration: int, step: Stats | None, phases: dict[str, Stats],
-    handlers: dict[str, Stats], runs: Ints,
-) -> str:  # fmt: skip
-    """The one thing to know, in plain words, with its figure."""
+    groups: _Groups,
+    duration: int,
+    step: Stats | None,
+    phases: dict[str, Stats],
+    handlers: dict[str, Stats],
+) -> str:
+    """The one thing to know, in plain words, with its figure: the largest part of the run."""
     if step is None or not duration:
         return "no step has been completed yet"
-    nested = runs[(table.rows["parent"][runs] != 0) & (table.rows["lane"][runs] != main)]
-    by_engine: dict[str, int] = {}
-    for position, ns in zip(nested.tolist(), table.durations(nested).tolist()):
+    table = groups.table
+    wait = sum(phases[name].total_ns for name in FETCHING if name in phases)
+    compute = max(0, step.total_ns - wait - groups.event_ns(in_steps=True))
+    parts = {
+        "DATA-BOUND": (wait, f"waiting for data is {wait / duration:.0%} of the run"),
+        "COMPUTE-BOUND": (compute, f"the process function is {compute / duration:.0%} of the run"),
+    }
+    own = {name: s for name, s in phases.items() if ": " not in name and name not in FETCHING}
+    if own:
+        name = max(own, key=lambda name: own[name].total_ns)
+        parts["COMPUTE-BOUND"] = (
+            compute,
+            f"{parts['COMPUTE-BOUND'][1]}, {name} alone {own[name].total_ns / duration:.0%}",
+        )
+    runs = table.of_kind("run")
+    nested: dict[str, int] = {}
+    inner = runs[(table.rows["parent"][runs] != 0) & (table.rows["lane"][runs] != groups.main)]
+    for position, ns in zip(inner.tolist(), table.durations(inner).tolist(), strict=True):
         engine = table.lane(position).engine
-        by_engine[engine] = by_engine.get(engine, 0) + ns
-    wait = sum(phases[name].total_ns for name in ("get_batch", "loader") if name in phases)
-    own = {name: stats for name, stats in phases.items() if ": " not in name}
-    shares = [(wait / duration, "DATA-BOUND", f"waiting for data is {wait / duration:.0%} of the run")]
-    for engine, ns in by_engine.items():
-        shares.append((ns / duration, "VALIDATION-BOUND", f"{engine} is {ns / duration:.0%} of the run"))
-    inside = ("get_batch", "loader")
-    compute = {name: stats.total_ns for name, stats in own.items() if name not in inside}
-    total = sum(compute.values())
-    if not compute:  # an engine without phases: what is not fetching is its process function
-        total = max(0, step.total_ns - wait)
-        compute = {"the process function": total}
-    largest = max(compute, key=lambda name: compute[name])
-    shares.append(
-        (total / duration, "COMPUTE-BOUND",
-         f"{largest} is {compute[largest] / duration:.0%} of the run, all phases {total / duration:.0%}")
-    )  # fmt: skip
-    for name, stats in handlers.items():
-        if not by_engine or stats.total_ns < 0.9 * max(by_engine.values()):
-            shares.append((stats.share, "HANDLER-BOUND", f"{name} is {stats.share:.0%} of the run"))
-            break
-    _, word, figure = max(shares)
-    wait_share = wait / step.total_ns if step.total_ns else 0.0
-    extra = f"; get_batch is {wait_share:.0%} of a step" if word != "DATA-BOUND" else ""
-    return f"{word}: {figure}{extra}"
+        nested[engine] = nested.get(engine, 0) + ns
+    if nested:
+        engine = max(nested, key=lambda engine: nested[engine])
+        part = nested[engine]
+        parts["VALIDATION-BOUND"] = (part, f"{engine} is {part / duration:.0%} of the run")
+    rest = groups.event_ns() - sum(nested.values())  # handlers, less the engines that they ran
+    if handlers and rest > 0:
+        slow = {name: s for name, s in handlers.items() if s.total_ns <= rest * 1.05}
+        name = max(slow, key=lambda name: slow[name].total_ns, default="")
+        if name:
+            figure = f"handlers are {rest / duration:.0%} of the run, {name} {slow[name].share:.0%}"
+            parts["HANDLER-BOUND"] = (rest, figure)
+    word = max(parts, key=lambda word: parts[word][0])
+    part, figure = parts[word]
+    of_step = f"; get_batch is {wait / step.total_ns:.0%} of a step" if step.total_ns else ""
+    if part < CLEAR * duration:
+        return f"BALANCED: nothing dominates; {figure}" + of_step
+    return f"{word}: {figure}" + of_step

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +35,7 @@ NOISE_HU = 18.0
 
 
 def grid_mm(size: Sequence[int], spacing: NDArray[np.float64]) -> list[FloatArray]:
-    """Coordinates of the voxel centres in mm around the middle of the volume (x left, y back)."""
+    """Return the coordinates of the voxel centres in mm around the middle (x left, y back)."""
     axes = [
         ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
         for n, step in zip(size, spacing, strict=True)
@@ -43,7 +44,7 @@ def grid_mm(size: Sequence[int], spacing: NDArray[np.float64]) -> list[FloatArra
 
 
 def ellipsoid(grid: list[FloatArray], centre: Vector, radii: Vector) -> FloatArray:
-    """A field that is below 1 inside the ellipsoid and grows outwards."""
+    """Return a field that is below 1 inside the ellipsoid and grows outwards."""
     squares = [((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)]
     return np.sqrt(np.sum(squares, axis=0, dtype=np.float32))
 
@@ -51,7 +52,7 @@ def ellipsoid(grid: list[FloatArray], centre: Vector, radii: Vector) -> FloatArr
 def blob(
     grid: list[FloatArray], centre: Vector, radii: Vector, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """An ellipsoid with a gently waved surface, so that no two cases have the same organ shape."""
+    """Draw an ellipsoid with a waved surface, so that no two cases have the same organ shape."""
     wave = np.zeros_like(grid[0])
     for g in grid:
         wavelength, phase = rng.uniform(70, 120), rng.uniform(0, 2 * np.pi)
@@ -104,7 +105,7 @@ def make_case(
 
 def save(path: Path, volume: NDArray[np.int16] | NDArray[np.uint8], affine: Vector) -> None:
     """Write one volume in mm, with the affine as scanner coordinates."""
-    nifti = nib.Nifti1Image(volume, affine)
+    nifti: Any = nib.Nifti1Image(volume, affine)
     nifti.header.set_xyzt_units("mm")
     nib.save(nifti, path)
 

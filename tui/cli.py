@@ -1,0 +1,281 @@
+"""The ``firetrace`` command: parses arguments and hands over. Loads neither torch nor textual.
+
+Exit codes: 0 done, 1 a trace could not be read or written (one line says which and why), 2 wrong
+usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firetrace.tracer.journal import FiretraceError
+
+if TYPE_CHECKING:
+    from firetrace.tracer.run import Run
+    from firetrace.tracer.table import Table
+
+RUN_HELP = "a run's directory or name, or a .rows file; by default the newest run"
+EPILOG = """\
+In the training program:
+
+    from firetrace import TraceHandler
+    TraceHandler().attach(trainer)
+
+or, in a MONAI bundle's config, {"_target_": "firetrace.tracer.TraceHandler"} among the handlers.
+Runs go to ./firetrace-runs, or to $FIRETRACE_DIR.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.action(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except FiretraceError as error:
+        return fail(str(error))
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str) else ""
+        return fail(f"{name}: {error.strerror}" if name else str(error))
+
+
+def fail(reason: str) -> int:
+    """Say in one line what went wrong."""
+    from firetrace.tui.format import printable
+
+    sys.stderr.write(f"firetrace: {printable(reason)}\n")
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    root = argparse.ArgumentParser(
+        prog="firetrace",
+        description="Shows where a training loop's time goes, while it runs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=_version())
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    watch = _command(commands, "watch", _watch, "the live app: follow a run while it trains")
+    watch.add_argument(
+        "--exit", action="store_true", help="leave when the run is over, instead of waiting for q"
+    )
+
+    report = _command(commands, "report", _report, "the numbers as text, for a log or a script")
+    report.add_argument("--json", action="store_true", help="as JSON; times in ns, shares 0 to 1")
+
+    export = _command(
+        commands, "export", _export, "hand the spans to Perfetto or an OpenTelemetry backend",
+        epilog="examples:\n"
+        "  firetrace export --to chrome -o trace.json.gz      then open it in ui.perfetto.dev\n"
+        "  firetrace export --to otlp --endpoint http://localhost:4317\n\n"
+        "OTLP reads the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT, ..._HEADERS, ...).",
+    )  # fmt: skip
+    export.add_argument("--to", choices=("chrome", "otlp"), required=True)
+    export.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="chrome: where to write; .gz compresses (default: the run's name and .json.gz)",
+    )  # fmt: skip
+    export.add_argument(
+        "--endpoint", metavar="URL", help="otlp: where to send (default: the standard variables)"
+    )
+    export.add_argument(
+        "--protocol", choices=("grpc", "http/protobuf"),
+        help="otlp: default from the standard variables; grpc for port 4317, else http/protobuf",
+    )  # fmt: skip
+
+    listing = commands.add_parser(
+        "list", help="the runs known here", description="The runs known here."
+    )
+    listing.set_defaults(action=_list)
+
+    prune = commands.add_parser(
+        "prune", help="remove old runs", description="Removes old runs; never one that is alive."
+    )
+    which = prune.add_mutually_exclusive_group(required=True)
+    which.add_argument("--keep", type=_natural, metavar="N", help="remove all but the newest N")
+    which.add_argument(
+        "--older-than", type=_natural, metavar="DAYS", help="remove those begun before that"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    prune.set_defaults(action=_prune)
+    return root
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str, action: Callable[[argparse.Namespace], int], help: str, epilog: str = "",
+) -> argparse.ArgumentParser:  # fmt: skip
+    command = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    command.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
+    command.set_defaults(action=action)
+    return command
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"firetrace {version('firetrace')}"
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _find(arguments: argparse.Namespace) -> Run:
+    from firetrace.tracer.run import find_run
+
+    return find_run(arguments.run)
+
+
+def _table(run: Run) -> Table:
+    """The run's newest journal; the others in its directory are earlier attempts or other ranks."""
+    from firetrace.tracer.table import read_table
+
+    others = len(run.journals) - 1
+    if others:
+        sys.stderr.write(
+            f"firetrace: this is {run.newest.name}; {others} more in {run.path} "
+            "(name a .rows file to see it)\n"
+        )
+    return read_table(run.newest)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    if not sys.stdout.isatty():
+        return fail("watch needs a terminal; 'firetrace report' prints the same numbers as text")
+    from firetrace.tui.app import watch
+
+    code: int = watch(arguments.run, exit_when_done=arguments.exit)
+    return code
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from firetrace.tui.model import report
+
+    result = report(_table(_find(arguments)))
+    if arguments.json:
+        import json
+
+        print_line(json.dumps(result.as_json(), indent=2))
+    else:
+        from firetrace.tui.text import print_report
+
+        print_report(result)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    run = _find(arguments)
+    table = _table(run)
+    if arguments.to == "chrome":
+        from firetrace.exporters.chrome import export_chrome
+
+        path = arguments.output or Path(f"{run.name}.json.gz")
+        with _Progress("writing") as progress:
+            count = export_chrome(table, path, progress)
+        print_line(f"{path}: {count:,} spans. Open it in https://ui.perfetto.dev")
+        return 0
+    if arguments.output:
+        return fail("--output goes with --to chrome; --to otlp sends to --endpoint")
+    from firetrace.exporters.otlp import export_otlp, make_exporter
+
+    exporter = make_exporter(arguments.protocol, arguments.endpoint)
+    try:
+        with _Progress("sending") as progress:
+            count = export_otlp(table, exporter, progress)
+    finally:
+        exporter.shutdown()
+    print_line(f"{run.name}: {count:,} spans sent and acknowledged")
+    return 0
+
+
+class _Progress:
+    """A progress bar on stderr, where that is a terminal and the work is long."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._shown = sys.stderr.isatty()
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        if not self._shown:
+            return lambda done, total: None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._bar.start()
+        task = self._bar.add_task(self._verb, total=None)
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._shown:
+            self._bar.stop()
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from firetrace.tracer.run import base_directory, known_runs
+    from firetrace.tui.text import print_runs
+
+    runs = known_runs()
+    if not runs:
+        print_line(f"no runs in {base_directory()}, and none in your list")
+    else:
+        print_runs(runs)
+    return 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    import time
+
+    from firetrace.tracer.run import begun_ns, known_runs, remove
+
+    runs = known_runs()
+    if arguments.keep is not None:
+        old = runs[: max(0, len(runs) - arguments.keep)]
+    else:
+        limit = time.time_ns() - arguments.older_than * 86_400 * 10**9
+        old = [run for run in runs if begun_ns(run) < limit]
+    freed = 0
+    for run in old:
+        if run.alive():
+            print_line(f"kept     {run.path} (still being written)")
+            continue
+        freed += run.size_bytes()
+        if not arguments.dry_run:
+            remove(run)
+        print_line(f"{'would remove' if arguments.dry_run else 'removed'}  {run.path}")
+    print_line(f"{freed / 2**20:,.1f} MiB {'would be ' if arguments.dry_run else ''}freed")
+    return 0
+
+
+def print_line(text: str) -> None:
+    """Print a line that may hold names from a trace."""
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
