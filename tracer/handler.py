@@ -38,8 +38,9 @@ class TraceHandler:
             folder a run, named after time and script. A second program in it is a new attempt.
         exporters: OpenTelemetry SDK ``SpanExporter`` s that get the run's spans when it ends.
         name: of the run, and its ``service.name``; by default the script's.
-        max_bytes: disk budget of a process's journal; at half of it every 2nd step is kept, at
-            three quarters every 4th, and so on. Runs, epochs and errors are always kept.
+        max_bytes: disk budget of a process's journal. Half of it takes every step; then every 2nd
+            is recorded, every 4th, and so on, each level for twice as long as the one before.
+            Runs, epochs and errors are always recorded, and the report says what was thinned.
         min_free_bytes: space on the file system that is left for the training's own files; by
             default 1 GiB, or 5% of a small one. Recording stops there.
         every: record only every Nth step from the start.
@@ -64,7 +65,11 @@ class TraceHandler:
         self._recording = shared(self._settings)
         self._exporters = tuple(exporters)
         self._exported = 0  # Unix ns: spans that ended by then have been exported
-        self._tracers: weakref.WeakKeyDictionary[Any, EngineTracer] = weakref.WeakKeyDictionary()
+        # An engine holds its tracer and that this handler; the other way only weakly. So a handler
+        # lives as long as an engine that it traces, and nothing is freed by the collector alone.
+        self._tracers: weakref.WeakKeyDictionary[Any, weakref.ref[EngineTracer]]
+        self._tracers = weakref.WeakKeyDictionary()
+        self._leave = weakref.finalize(self, self._recording.leave)
         self._guard = threading.Lock()
 
     @property
@@ -76,24 +81,26 @@ class TraceHandler:
         """Record this engine from now on. Attaching twice changes nothing."""
         with self._guard:
             if engine not in self._tracers:
-                self._tracers[engine] = EngineTracer(engine, self._recording, self._run_ended)
+                tracer = EngineTracer(engine, self._recording, self._run_ended)
+                self._tracers[engine] = weakref.ref(tracer)
 
     def detach(self, engine: Engine | None = None) -> None:
         """Put an engine (None: every one) back exactly as it was before ``attach``."""
         with self._guard:
             engines = list(self._tracers) if engine is None else [engine]
             for each in engines:
-                tracer = self._tracers.pop(each, None)
+                held = self._tracers.pop(each, None)
+                tracer = held() if held is not None else None
                 if tracer is not None:
                     tracer.detach()
 
     def close(self) -> None:
         """Detach, and close the journal unless another handler still uses it.
 
-        At the process's end this happens by itself.
+        This happens by itself when handler and engines are gone, and at the process's end.
         """
         self.detach()
-        self._recording.leave()
+        self._leave()
 
     def spans(self) -> Iterator[ReadableSpan]:
         """What has been recorded so far, by this process, as OpenTelemetry spans.

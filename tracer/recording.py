@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,20 @@ def shared(settings: Settings) -> Recording:
         found = _shared.get(key)
         if key is None and (found is None or found.ended):
             found = next((r for r in _shared.values() if not r.ended), None)
+            if found is not None and replace(settings, directory=found.settings.directory) != (
+                found.settings
+            ):
+                log.warning(
+                    "firetrace: this handler joins the recording of another one in this process, "
+                    "whose settings stay: %s", found.settings
+                )  # fmt: skip
         if found is None or found.ended:
             found = _shared[key] = Recording(settings)
         return found.join()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """End every recording of this process."""
     for recording in list(_recordings):
         recording.close()
 
@@ -161,7 +169,7 @@ def _forget_all() -> None:
         recording.forget()
 
 
-atexit.register(_close_all)
+atexit.register(close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 

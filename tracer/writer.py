@@ -26,9 +26,11 @@ from firetrace.tracer.storage import MAPPABLE, MappedPen, Pen, file_system
 #: the 50 us of a new window are 0.1 us an iteration.
 WINDOW_BYTES = 2**18
 MAX_BYTES = 4 * 2**30
-#: Steps are thinned towards this part of the budget; the rest is for runs, epochs and errors.
-STEPS_SHARE = 15 / 16
-MOST_LEVELS = 40  # every 2**40th step: none
+#: Half of the budget takes every step. The next 7/16 are 16 levels of equal size, each with half
+#: as many of the steps as the one before, so each lasts twice as long: a run that would write a
+#: thousand times its budget still has its newest steps. The rest is for runs, epochs and errors.
+FULL_SHARE, STEPS_SHARE, LEVELS = 1 / 2, 15 / 16, 16
+NONE_KEPT = 62  # every 2**62th step
 CLOCK_EVERY_NS = 60 * 10**9
 OTHER = "other"
 
@@ -187,15 +189,16 @@ class JournalWriter:
 
     def _rows_to_next_level(self, room: int) -> int:
         """Set how many steps are kept; return after how many rows to look again."""
-        budget = int(self.max_bytes * STEPS_SHARE)
         used = self._windows * self._window_bytes + self._meta_bytes - room * ROW_BYTES
-        level, threshold = 0, budget / 2
-        while used >= threshold and level < MOST_LEVELS:
-            level += 1
-            threshold += budget / 2 ** (level + 1)
+        full = self.max_bytes * FULL_SHARE
+        share = self.max_bytes * (STEPS_SHARE - FULL_SHARE) / LEVELS
+        level = 0 if used < full else 1 + int((used - full) / share)
+        left = full + level * share - used
+        if level > LEVELS:
+            level, left = NONE_KEPT, room * ROW_BYTES
         if self.base_every << level != self.every:
             self._thin(self.base_every << level)
-        return room if level == MOST_LEVELS else max(1, int((threshold - used) / ROW_BYTES))
+        return max(1, int(left / ROW_BYTES))
 
     def _thin(self, every: int) -> None:
         self.every = every
