@@ -23,6 +23,7 @@ from firetrace.tracer.journal import Flag
 from firetrace.tracer.table import Table
 
 CHUNK = 16_384
+FIELDS = ("name", "lane", "flags", "epoch", "iteration", "end")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f\\"]')
 
 
@@ -71,11 +72,10 @@ def chunks(table: Table) -> Iterator[str]:
         starts = (part["start"] - base).tolist()
         durations = (part["end"] - part["start"]).tolist()
         lines = []
-        for number, parent, name, lane, flags, epoch, iteration, end, start, duration in zip(
-            numbers.tolist(), part["parent"].tolist(), part["name"].tolist(), part["lane"].tolist(),
-            part["flags"].tolist(), part["epoch"].tolist(), part["iteration"].tolist(),
-            part["end"].tolist(), starts, durations,
-        ):  # fmt: skip
+        columns = (part[field].tolist() for field in FIELDS)
+        for number, start, duration, name, lane, flags, epoch, iteration, end in zip(
+            numbers.tolist(), starts, durations, *columns, strict=True
+        ):
             template = templates.get((name, lane))
             if template is None:
                 template = templates[name, lane] = _templates(table, name, lane, pid)

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from firetrace.exporters.spans import close_open, readable_spans
-from firetrace.tracer.journal import FiretraceError
+from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.table import Table
 
 GRPC, HTTP = "grpc", "http/protobuf"

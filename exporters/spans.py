@@ -35,17 +35,19 @@ SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
 def span_ids(seed: bytes, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """64-bit ids of rows: splitmix64's finaliser over seed and number. It is a bijection, so ids
-    of one journal differ; 0, which OpenTelemetry forbids, becomes 1.
+    """64-bit ids of rows: splitmix64's finaliser over seed and number.
+
+    It is a bijection, so ids of one journal differ; 0, which OpenTelemetry forbids, becomes 1.
     """
     low = np.uint64(int.from_bytes(seed[:8], "little"))
     golden, first, second = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
     with np.errstate(over="ignore"):
-        z = low + numbers.astype(np.uint64) * np.uint64(golden)
+        z: npt.NDArray[np.uint64] = low + numbers.astype(np.uint64) * np.uint64(golden)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(first)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(second)
         z = z ^ (z >> np.uint64(31))
-    return np.where(z == 0, np.uint64(1), z)
+    z[z == 0] = 1
+    return z
 
 
 def trace_id(seed: bytes) -> int:
@@ -103,7 +105,7 @@ def readable_spans(
         ids = span_ids(table.header.seed, chunk_numbers).tolist()
         parent_ids = span_ids(table.header.seed, chunk["parent"]).tolist()
         for row, number, id, parent_id in zip(
-            chunk.tolist(), chunk_numbers.tolist(), ids, parent_ids
+            chunk.tolist(), chunk_numbers.tolist(), ids, parent_ids, strict=True
         ):
             parent, name_id, lane_id, flags, epoch, iteration, end, start = row
             name = table.meta.names.get(name_id)
@@ -128,11 +130,19 @@ def readable_spans(
                 attributes["ignite.cut"] = table.meta.reasons.get(number, "cut short")
             events, status = _failure(table, number, flags, attributes, end)
             yield ReadableSpan(
-                name=text, context=context(number, id),
+                name=text,
+                context=context(number, id),
                 parent=context(parent, parent_id) if parent else None,
-                resource=of, attributes=attributes, events=events, links=(), kind=SpanKind.INTERNAL,
-                status=status, start_time=start, end_time=end or None, instrumentation_scope=in_scope,
-            )  # fmt: skip
+                resource=of,
+                attributes=attributes,
+                events=events,
+                links=(),
+                kind=SpanKind.INTERNAL,
+                status=status,
+                start_time=start,
+                end_time=end or None,
+                instrumentation_scope=in_scope,
+            )
 
 
 def _failure(
@@ -157,11 +167,19 @@ def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
     if span.end_time is not None:
         return span
     return ReadableSpan(
-        name=span.name, context=span.context, parent=span.parent, resource=span.resource,
-        attributes=span.attributes, events=span.events, links=span.links, kind=span.kind,
-        status=span.status, start_time=span.start_time,
-        end_time=max(end_ns, span.start_time or 0), instrumentation_scope=span.instrumentation_scope,
-    )  # fmt: skip
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=span.attributes,
+        events=span.events,
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=max(end_ns, span.start_time or 0),
+        instrumentation_scope=span.instrumentation_scope,
+    )
 
 
 def journal_spans(path: str | os.PathLike[str]) -> Iterator[ReadableSpan]:

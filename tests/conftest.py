@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,3 +23,30 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     recording = sys.modules.get("firetrace.tracer.recording")
     if recording is not None:
         recording.close_all()
+
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+
+
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The journal of a small training of the sample bundle, run as its README says."""
+    folder = tmp_path_factory.mktemp("bundle")
+    environment = {
+        **os.environ, "FIRETRACE_DIR": str(folder / "runs"), "XDG_STATE_HOME": str(folder / "state"),
+    }  # fmt: skip
+    bundle = SAMPLES / "spleen_bundle"
+    small = "--epochs 2 --crops_per_case 2 --patch_size [16,16,16] --spacing [10,10,12]"
+    for command in (
+        [str(bundle / "make_data.py"), str(folder / "data"), "--cases", "3", "--size", "32", "32", "24"],
+        ["-m", "monai.bundle", "run", "--config_file", "configs/train.json",
+         "--dataset_dir", str(folder / "data"), "--output_dir", str(folder / "output"),
+         "--val_cases", "1", *small.split()],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *command], cwd=bundle, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (folder / "runs").iterdir()
+    (journal,) = run.glob("*.rows")
+    return journal

@@ -55,7 +55,7 @@ run
         BACKWARD_COMPLETED
         optimizer
         MODEL_COMPLETED
-          Workflow._register_decollate._decollate_data
+          Workflow._decollate_data
         ITERATION_COMPLETED
           StatsHandler.iteration_completed
     EPOCH_COMPLETED
@@ -76,12 +76,12 @@ run
                 forward
                 FORWARD_COMPLETED
                 MODEL_COMPLETED
-                  Workflow._register_decollate._decollate_data
+                  Workflow._decollate_data
                 ITERATION_COMPLETED
                   MeanAbsoluteError.iteration_completed
             EPOCH_COMPLETED
               MeanAbsoluteError.completed
-              Workflow._register_metrics._compare_metrics
+              Workflow._compare_metrics
           COMPLETED
       StatsHandler.epoch_completed
   epoch

@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
+
 from tests.support.otlp_server import OtlpGrpcServer, OtlpHttpServer, OtlpServer, attributes
 from tests.support.perfetto import PerfettoTrace
 

@@ -25,7 +25,6 @@ from tests.support.trainings import (
     seed,
 )
 
-
 Log = Callable[[Engine, str, list[tuple[Any, ...]]], None]
 
 
@@ -233,19 +232,18 @@ def test_a_traced_engine_can_be_pickled() -> None:
 
 def test_a_traced_engine_is_freed_by_reference_count() -> None:
     """Tracing makes no cycle: without the collector, the engine and its model go at once."""
-    model = torch.nn.Linear(2, 2)
 
-    def step(engine: Engine, batch: Any) -> Any:
-        return model(torch.ones(2))
+    def start() -> tuple[weakref.ref[Any], weakref.ref[Any]]:
+        model = torch.nn.Linear(2, 2)
+        engine = Engine(lambda engine, batch: model(torch.ones(2)))
+        handler.attach(engine)
+        engine.run([1, 2])
+        return weakref.ref(engine), weakref.ref(model)
 
-    engine = Engine(step)
     handler = TraceHandler()
-    handler.attach(engine)
-    engine.run([1, 2])
-    gone = weakref.ref(engine), weakref.ref(model)
     gc.disable()
     try:
-        del engine, step, model
+        gone = start()
         assert gone[0]() is None
         assert gone[1]() is None
     finally:

@@ -1,4 +1,4 @@
-"""One traced engine: puts the seams in, takes them out, and guards the training from their errors."""
+"""One traced engine: puts the seams in, takes them out, guards the training from their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal: the files in which one process records its spans, and how to read them.
+r"""The journal: the files in which one process records its spans, and how to read them.
 
 This page is enough to write a reader in another language. All numbers are little-endian.
 
@@ -12,12 +12,12 @@ and its attempt (the first process of rank 0 is ``rank0.1``)::
 **Rows file.** The first 4096 bytes are the header:
 
     offset  type    field
-    0       8 bytes magic, ``b"FIRETRC\\n"``
+    0       8 bytes magic, ``b"FIRETRC\n"``
     8       u32     version of this format, 1. Any other is refused
     12      u32     bytes a row, 32
     16      u32     byte order mark, 0x01020304
     20      u32     bytes a window (see below)
-    24      i64     wall clock at the start, Unix ns        \\  the anchor: Unix time of a row =
+    24      i64     wall clock at the start, Unix ns        \  the anchor: Unix time of a row =
     32      i64     monotonic clock at the same moment, ns  /   wall + (monotonic - anchor's)
     40      16 B    random seed, from which span and trace ids are derived
     56      u32     process id
@@ -49,11 +49,11 @@ not know, and a last line without its newline (the writer died). A line is writt
 first row that needs it.
 
     process    ``resource``: OpenTelemetry resource attributes
-    name       ``id``, ``kind`` (see ``KINDS``), ``name``; for handlers ``code``: where it is defined
+    name       ``id``, ``kind`` (see ``KINDS``), ``name``; of a handler ``code``: where it is from
     lane       ``id``, ``engine``, ``thread``, ``thread_id``
     run        ``row``, ``max_epochs``, ``epoch_length``, ``max_iters``: how far a run means to go
-    exception  ``row``, ``exception.type``, ``exception.message``, ``exception.stacktrace``
-    end_reason ``row``, ``reason``: why a row flagged CUT ended: terminate, interrupt, exception, ...
+    exception  ``row``, ``time``, ``exception.type``, ``exception.message``, ``.stacktrace``
+    end_reason ``row``, ``reason``: why a row flagged CUT ended: terminate, interrupt, ...
     thin       ``every``, ``time``: from here on only every Nth step is recorded (disk budget)
     clock      ``wall``, ``monotonic``: a later anchor; a stepped wall clock shows here
     stopped    ``reason``: firetrace had to stop recording; the training went on
@@ -77,6 +77,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from firetrace.tracer.errors import JournalError
 
 MAGIC = b"FIRETRC\n"
 VERSION = 1
@@ -130,14 +132,6 @@ class Flag(enum.IntFlag):
     VOID = 16  #: a guess that proved wrong; not a span
     LATE = 32  #: recording began in the middle of it; the start is when it was first seen
     RESUMED = 64  #: goes on with a run that was interrupted before
-
-
-class FiretraceError(Exception):
-    """Something that the user can act on. The message names the file and the reason."""
-
-
-class JournalError(FiretraceError):
-    """A journal that cannot be read."""
 
 
 @dataclass(frozen=True)

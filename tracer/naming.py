@@ -34,10 +34,12 @@ def describe(handler: Any) -> tuple[str, dict[str, Any]]:
         # The class of the object says more than the base class that defines the method.
         name = f"{type(owner).__qualname__}.{qualified.rpartition('.')[2]}"
     elif isinstance(qualified, str):
-        name = qualified.replace(".<locals>", "")
+        outer, *_, inner = qualified.split(".<locals>.") + [""] * (".<locals>." not in qualified)
+        # A function made inside another: of MONAI's ``Workflow._register_decollate`` the class.
+        name = f"{outer.split('.')[0]}.{inner}" if inner else outer
     else:
         name = type(target).__qualname__
-        function = getattr(type(target), "__call__", None)
+        function = vars(type(target)).get("__call__")
     code: dict[str, Any] = {}
     module = getattr(target, "__module__", None) or getattr(type(target), "__module__", None)
     if isinstance(module, str):

@@ -48,7 +48,8 @@ class Recorder:
 
     __slots__ = (
         "base", "boundary", "clock", "epoch", "ident", "iteration", "lane", "muted", "node",
-        "offset", "pen", "plan", "resuming", "rules", "run_row", "stack", "steps", "track", "writer",
+        "offset", "pen", "plan", "resuming", "rules", "run_row", "stack", "steps", "track",
+        "writer",
     )  # fmt: skip
 
     def __init__(

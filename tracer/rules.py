@@ -15,7 +15,7 @@ The rules, in the order in which they are tried:
 4. Any other event is a span of its own and nothing else.
 
 Containers (run, epoch, step, iteration, pairs) include the handlers of the events that begin and
-end them, as ignite's own times do. Phases (``get_batch``, ``forward``, ...) never include a handler.
+end them, as ignite's own times do. Phases (``get_batch``, ``forward``, ...) never include one.
 """
 
 from __future__ import annotations
@@ -140,24 +140,24 @@ class Move:
     event: object
     name: int  #: of the event's own span
     text: str
-    phase: int | None  #: name of the phase that ends here
-    guess: int  #: what becomes of the phase that was opened on a guess: NO_GUESS, RIGHT, ...
-    guess_flags: int  #: with which flags it is closed
-    cut: int  #: how many of the innermost spans are closed early, with Flag.CUT
-    reason: str
-    cut_flags: int
-    ended: int  #: how many are closed then, at their own end
-    late: tuple[int, ...]  #: containers whose beginning was missed
-    opens: tuple[int, ...]
-    closes: int
-    then: tuple[int, ...]
-    counts: int
-    plans: bool  #: whether to read how far the engine means to go
-    is_boundary: bool
-    begins_step: bool
-    ends_step: bool
     held: Node  #: while its handlers run, and after one of them raised
     target: Node
+    phase: int | None = None  #: name of the phase that ends here
+    guess: int = NO_GUESS  #: what becomes of the phase that was opened on a guess
+    guess_flags: int = 0  #: with which flags it is closed
+    cut: int = 0  #: how many of the innermost spans are closed early, with ``cut_flags``
+    cut_flags: int = CUT
+    reason: str = ""
+    ended: int = 0  #: how many are closed then, at their own end
+    late: tuple[int, ...] = ()  #: containers whose beginning was missed
+    opens: tuple[int, ...] = ()
+    closes: int = 0
+    then: tuple[int, ...] = ()
+    counts: int = KEEP
+    plans: bool = False  #: whether to read how far the engine means to go
+    is_boundary: bool = False
+    begins_step: bool = False
+    ends_step: bool = False
     #: A move that the running loop makes all the time: at most one span ends, one opens before
     #: the event and one after it. -1: none.
     quick: bool = False
@@ -264,15 +264,26 @@ class Rules:
         open_now = inside + opens
         after = open_now[: len(open_now) - rule.closes] + rule.then
         return Move(
-            event=event, name=self._intern("event", text), text=text, phase=self._fetched(node, text),
-            cut=cut, reason=rule.reason,
-            cut_flags=CUT | ERROR if text == "EXCEPTION_RAISED" else CUT, ended=ended, late=self._names(late),
-            opens=self._names(opens), closes=rule.closes, then=self._names(rule.then),
-            counts=rule.counts, plans=RUN in late or text in ("STARTED", "EPOCH_STARTED"),
-            is_boundary=rule.boundary, begins_step=STEP in late + opens,
-            ends_step=STEP in node.frames and STEP not in after, held=self.node(open_now),
-            guess=NO_GUESS, guess_flags=0, target=self.node(after, text if rule.boundary or rule.reason else ""),
-        )  # fmt: skip
+            event,
+            self._intern("event", text),
+            text,
+            held=self.node(open_now),
+            target=self.node(after, text if rule.boundary or rule.reason else ""),
+            phase=self._fetched(node, text),
+            cut=cut,
+            cut_flags=CUT | ERROR if text == "EXCEPTION_RAISED" else CUT,
+            reason=rule.reason,
+            ended=ended,
+            late=self._names(late),
+            opens=self._names(opens),
+            closes=rule.closes,
+            then=self._names(rule.then),
+            counts=rule.counts,
+            plans=RUN in late or text in ("STARTED", "EPOCH_STARTED"),
+            is_boundary=rule.boundary,
+            begins_step=STEP in late + opens,
+            ends_step=STEP in node.frames and STEP not in after,
+        )
 
     def _fetched(self, node: Node, text: str) -> int | None:
         """After DATALOADER_STOP_ITERATION the batch comes without another GET_BATCH_STARTED."""
@@ -310,18 +321,31 @@ class Rules:
         )
 
     def _plain(
-        self, node: Node, event: object, text: str, target: Node, *, phase: str | None = None,
-        cut: int = 0, opens: tuple[int, ...] = (), closes: int = 0, is_boundary: bool = False,
+        self,
+        node: Node,
+        event: object,
+        text: str,
+        target: Node,
+        *,
+        phase: str | None = None,
         held: Node | None = None,
-    ) -> Move:  # fmt: skip
+        is_boundary: bool = False,
+        cut: int = 0,
+        opens: tuple[int, ...] = (),
+        closes: int = 0,
+    ) -> Move:
         return Move(
-            event=event, name=self._intern("event", text), text=text,
-            phase=None if phase is None else self._intern("phase", phase), cut=cut, reason="",
-            cut_flags=CUT, ended=0, late=(), opens=opens, closes=closes, then=(), counts=KEEP,
-            plans=False,
-            is_boundary=is_boundary, begins_step=False, ends_step=False,
-            held=held or node, target=target, guess=NO_GUESS, guess_flags=0,
-        )  # fmt: skip
+            event,
+            self._intern("event", text),
+            text,
+            held=held or node,
+            target=target,
+            phase=None if phase is None else self._intern("phase", phase),
+            is_boundary=is_boundary,
+            cut=cut,
+            opens=opens,
+            closes=closes,
+        )
 
     def _names(self, frames: tuple[Frame, ...]) -> tuple[int, ...]:
         return tuple(self._intern(*frame) for frame in frames)

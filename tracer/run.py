@@ -21,13 +21,10 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from firetrace.tracer.journal import FiretraceError, JournalReader, lock_is_held
+from firetrace.tracer.errors import FiretraceError, RunNotFoundError
+from firetrace.tracer.journal import JournalReader
 
 FOLDER = "firetrace-runs"
-
-
-class RunNotFoundError(FiretraceError):
-    """There is no such run."""
 
 
 def base_directory() -> Path:
@@ -141,7 +138,11 @@ class Run:
 
     def alive(self) -> bool:
         """Whether a process still writes to it."""
-        return any(lock_is_held(journal.with_suffix(".lock")) for journal in self.journals)
+        for journal in self.journals:
+            with JournalReader(journal) as reader:
+                if reader.alive():
+                    return True
+        return False
 
 
 def open_run(path: Path) -> Run:

@@ -31,7 +31,7 @@ KNOWN_FIRE_EVENT = frozenset({"1c7bf60f4829fc8e"})
 
 
 def source_digest(function: Any) -> str:
-    """A digest of a function's code, whatever its docstring, comments and layout ("" if unknown)."""
+    """A digest of a function's code without docstring, comments and layout ("" if unknown)."""
     try:
         source = textwrap.dedent(inspect.getsource(function))
         definition = ast.parse(source).body[0]
@@ -110,12 +110,14 @@ class FireEvent(Seam):
         engine = self.engine_ref() or self.engine()
         tracer = self.tracer
         if tracer is None:
-            return self.original(engine)(event_name, *event_args, **event_kwargs)  # type: ignore[no-any-return]
+            self.original(engine)(event_name, *event_args, **event_kwargs)
+            return None
         recorder = tracer.recorder
         if recorder is None or recorder.ident != get_ident():
             recorder = tracer.rebind()
             if recorder is None:
-                return self.original(engine)(event_name, *event_args, **event_kwargs)  # type: ignore[no-any-return]
+                self.original(engine)(event_name, *event_args, **event_kwargs)
+                return None
         if not self.replaces:
             return self._around(engine, recorder, event_name, event_args, event_kwargs)
 

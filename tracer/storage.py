@@ -32,7 +32,8 @@ _ROWS3 = struct.Struct(ROW.format + ROW.format[1:] * 2)
 class NextWindow(Protocol):
     """The journal's answer to a pen whose window is full: (first row, row after the last)."""
 
-    def __call__(self, pen: Pen) -> tuple[int, int]: ...
+    def __call__(self, pen: Pen) -> tuple[int, int]:
+        """Rows from the first number to before the second."""
 
 
 def file_system(path: Path) -> str:
@@ -116,7 +117,7 @@ class Pen:
         self.next_row, self.last_row = self._next_window(self)
 
     def release(self) -> None:
-        """Let go of the file. Any later call is an OSError, not a write to a recycled descriptor."""
+        """Let go of the file. A later call is an OSError, not a write to a recycled descriptor."""
         self.next_row = self.last_row = 0
         self.fd = self.target = -1
 

@@ -78,13 +78,15 @@ class Table:
         codes = np.full(2**16, KINDS.index("span"), np.uint8)
         for id, name in self.meta.names.items():
             codes[id] = KINDS.index(name.kind)
-        return codes[self.rows["name"]]
+        kinds: npt.NDArray[np.uint8] = codes[self.rows["name"]]
+        return kinds
 
     def parents(self) -> Ints:
         """Positions of the spans' parents; -1 for roots."""
         positions = np.full(int(self.numbers[-1]) + 2 if len(self) else 1, -1, np.int64)
         positions[self.numbers] = np.arange(len(self))
-        return positions[self.rows["parent"]]
+        parents: Ints = positions[self.rows["parent"]]
+        return parents
 
     def open_positions(self) -> Ints:
         """Positions of the spans that have no end."""
@@ -94,7 +96,8 @@ class Table:
         """Durations in ns; an open span lasts until ``now_ns`` (or the last thing known)."""
         rows = self.rows[positions]
         end = np.where(rows["end"] == 0, self.last_ns(), rows["end"])
-        return np.maximum(end - rows["start"], 0)
+        durations: Ints = np.maximum(end - rows["start"], 0)
+        return durations
 
     def last_ns(self) -> int:
         """The present of a live journal; of a dead one the last time in it."""

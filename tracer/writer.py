@@ -43,7 +43,7 @@ class JournalWriter:
     """Creates and fills the three files of a journal.
 
     Args:
-        stem: path of the files without their suffixes, such as ``run/rank0.1``; they must not exist.
+        stem: the new files' path without suffixes, such as ``run/rank0.1``.
         resource: OpenTelemetry resource attributes of this process.
         max_bytes: what the rows file may grow to. As it fills, fewer and fewer steps are kept.
         min_free_bytes: space that stays free on the file system; None: 1 GiB, or 5% of a small one.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firetrace.tracer.journal import FiretraceError
+from firetrace.tracer.errors import FiretraceError
 
 if TYPE_CHECKING:
     from firetrace.tracer.run import Run

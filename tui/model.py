@@ -326,7 +326,9 @@ def _largest(table: Table, step: int) -> tuple[tuple[str, int], ...]:
 def _incomplete(table: Table) -> tuple[OpenSpan, ...]:
     positions = table.open_positions()
     found = []
-    for position, open_ns in zip(positions.tolist(), table.durations(positions).tolist()):
+    for position, open_ns in zip(
+        positions.tolist(), table.durations(positions).tolist(), strict=True
+    ):
         row, name = table.rows[position], table.name(position)
         found.append(
             OpenSpan(

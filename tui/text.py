@@ -20,6 +20,12 @@ WORDS = {
 MOST_ROWS = 20
 
 
+def _console() -> Console:
+    """A console on stdout; in a file or a pipe wide enough that names are whole."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
 def _text(name: str) -> Text:
     """A name from a trace: text, never markup or escape codes."""
     return Text(printable(name))
@@ -27,7 +33,7 @@ def _text(name: str) -> Text:
 
 def print_report(report: Report) -> None:
     """Print a report to stdout."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(Text.assemble(("run ", "dim"), (printable(report.run), "bold"), " ",
                                 WORDS.get(report.state, report.state)))  # fmt: skip
     console.print(_text(report.verdict), style="bold yellow")
@@ -70,7 +76,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for index, column in enumerate(columns):
         left = index == 0 or column == "mostly"
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     return table
 
 
@@ -95,7 +101,7 @@ def print_runs(runs: Iterable[Run]) -> None:
     """Print the runs, newest last."""
     import time
 
-    console = Console(highlight=False)
+    console = _console()
     table = _table("run", "begun", "state", "size", "journals")
     for run in runs:
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun_ns(run) / 1e9))

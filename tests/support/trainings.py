@@ -27,7 +27,11 @@ def seed() -> None:
 def random_states() -> tuple[Any, ...]:
     """The states of every random stream that a training draws from, comparable by ``==``."""
     name, keys, *rest = np.random.get_state()
-    return random.getstate(), (name, np.asarray(keys).tolist(), *rest), torch.get_rng_state().tolist()
+    return (
+        random.getstate(),
+        (name, np.asarray(keys).tolist(), *rest),
+        torch.get_rng_state().tolist(),
+    )
 
 
 class Training:
@@ -47,7 +51,9 @@ class Training:
             device=device,
             val_data_loader=self._loader(VALIDATION_BATCHES, None, 0),
             network=self.network,
-            key_val_metric={"mae": MeanAbsoluteError(output_transform=from_engine(["pred", "label"]))},
+            key_val_metric={
+                "mae": MeanAbsoluteError(output_transform=from_engine(["pred", "label"]))
+            },
             val_handlers=[*handlers()],
         )
         self.trainer = SupervisedTrainer(
@@ -68,7 +74,10 @@ class Training:
     def _loader(batches: int, transform: Any, workers: int) -> Any:
         generator = torch.Generator().manual_seed(3)
         data = [
-            {"image": torch.randn(8, generator=generator), "label": torch.randn(2, generator=generator)}
+            {
+                "image": torch.randn(8, generator=generator),
+                "label": torch.randn(2, generator=generator),
+            }
             for _ in range(batches * 4)
         ]
         return DataLoader(Dataset(data, transform), batch_size=4, shuffle=True, num_workers=workers)
@@ -123,7 +132,7 @@ class _LoggingHandlers(dict[Any, list[Any]]):
 
 def log_lookups(engine: Engine, label: str, into: list[tuple[Any, ...]]) -> None:
     """Append every event that the engine fires, seen from inside ``_fire_event``."""
-    engine._event_handlers = _LoggingHandlers(engine, label, into)  # type: ignore[assignment]
+    engine._event_handlers = _LoggingHandlers(engine, label, into)
 
 
 def log_calls(engine: Engine, label: str, into: list[tuple[Any, ...]]) -> None:
@@ -135,7 +144,7 @@ def log_calls(engine: Engine, label: str, into: list[tuple[Any, ...]]) -> None:
         into.append((label, name_of(event), state.epoch, state.iteration))
         original(event, *args, **kwargs)
 
-    engine._fire_event = fire  # type: ignore[method-assign]
+    vars(engine)["_fire_event"] = fire
 
 
 def handler_lists(engine: Engine) -> dict[str, list[Any]]:
@@ -147,4 +156,12 @@ def handler_lists(engine: Engine) -> dict[str, list[Any]]:
     }  # fmt: skip
 
 
-__all__ = ["Events", "Phase", "Training", "handler_lists", "log_calls", "log_lookups", "plain_engine"]
+__all__ = [
+    "Events",
+    "Phase",
+    "Training",
+    "handler_lists",
+    "log_calls",
+    "log_lookups",
+    "plain_engine",
+]

@@ -1,0 +1,54 @@
+"""What each command loads: start-up is felt, and a login node has no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "ignite", "monai", "textual", "opentelemetry", "numpy", "rich", "grpc")
+
+
+def loaded(program: str) -> set[str]:
+    """Which of the heavy packages a program has loaded when it ends."""
+    ask = f"\nimport sys; print('LOADED', *(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program + ask], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split("LOADED")[1].split())
+
+
+def test_the_command_loads_nothing_heavy() -> None:
+    """``import firetrace.tui.cli`` is quick: neither torch nor textual, nor numpy."""
+    assert loaded("import firetrace.tui.cli") == set()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """``firetrace --help`` and the help of every command."""
+    program = (
+        "from firetrace.tui.cli import main\n"
+        "for words in ([], ['watch'], ['report'], ['export'], ['list'], ['prune']):\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+    )
+    assert loaded(program) == set()
+
+
+def test_importing_firetrace_loads_nothing() -> None:
+    """The package and its rooms are lazy."""
+    assert loaded("import firetrace, firetrace.tracer, firetrace.exporters, firetrace.tui") == set()
+
+
+@pytest.mark.parametrize(
+    ("program", "never"),
+    [
+        ("from firetrace import TraceHandler", {"torch", "textual", "opentelemetry", "numpy"} - {"numpy"}),
+        ("import firetrace.tui.app", {"torch", "ignite", "monai", "opentelemetry"}),
+        ("import firetrace.tui.model, firetrace.tui.text", {"torch", "textual", "opentelemetry"}),
+        ("import firetrace.exporters.chrome", {"torch", "textual", "opentelemetry", "rich"}),
+        ("import firetrace.exporters.otlp", {"torch", "textual", "ignite", "rich"}),
+    ],
+)  # fmt: skip
+def test_each_room_loads_only_what_it_needs(program: str, never: set[str]) -> None:
+    """The app runs without torch, the exporters without textual, the handler without either."""
+    assert not loaded(program) & never

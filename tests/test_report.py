@@ -1,0 +1,281 @@
+"""The report and the command line: right numbers, clear errors, also after kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firetrace import TraceHandler
+from firetrace.tracer.journal import Flag, JournalReader
+from firetrace.tracer.run import open_run
+from firetrace.tracer.table import read_table
+from firetrace.tui.cli import main
+from firetrace.tui.model import report
+from tests.support.trainings import plain_engine
+
+TRAINING = """
+import sys, time
+from ignite.engine import Engine, Events
+from firetrace import TraceHandler
+evaluator = Engine(lambda engine, batch: time.sleep(0.002))
+trainer = Engine(lambda engine, batch: time.sleep(0.005))
+@trainer.on(Events.EPOCH_COMPLETED)
+def validate(): evaluator.run(range(3))
+handler = TraceHandler(sys.argv[1])
+handler.attach(trainer); handler.attach(evaluator)
+trainer.run(range(20), max_epochs=1000)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The directory of a training that got SIGKILL in the middle of an epoch."""
+    path = tmp_path / "killed"
+    child = subprocess.Popen([sys.executable, "-c", TRAINING, str(path)])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        journal = path / "rank0.1.rows"
+        if journal.exists():
+            table = read_table(journal)
+            # In an epoch of the trainer, some steps in, and not in a validation.
+            steps = table.of_kind("step")
+            if len(steps) > 50 and table.lane(int(steps[-1])).engine != "<lambda>-2":
+                break
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return path
+
+
+def test_after_kill_9_the_report_says_what_was_open(
+    killed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every span that had ended is there, the open ones are named, the state is DIED."""
+    assert main(["report", "--json", str(killed)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["state"] == "died"
+    open_kinds = [span["kind"] for span in said["incomplete"]]
+    assert open_kinds[:2] == ["run", "epoch"]
+    assert said["steps"] > 40
+    assert said["phases"]["get_batch"]["count"] >= said["steps"] - 1
+    assert main(["report", str(killed)]) == 0
+    text = capsys.readouterr().out
+    assert "DIED" in text
+    assert "open spans" in text
+    # And it can be handed on.
+    assert main(["export", "--to", "chrome", "-o", str(killed / "t.json"), str(killed)]) == 0
+
+
+def test_the_numbers_are_numpys() -> None:
+    """Counts, totals and percentiles equal numpy's on the same rows."""
+    engine = plain_engine()
+    handler = TraceHandler()
+    handler.attach(engine)
+    engine.run(range(200), max_epochs=2)
+    handler.close()
+    assert handler.directory is not None
+    with JournalReader(open_run(handler.directory).newest) as reader:
+        reader.poll()
+        rows, names = reader.rows, reader.meta.names
+    result = report(read_table(open_run(handler.directory).newest))
+    for name in ("get_batch", "forward", "loss", "backward", "optimizer"):
+        (id,) = (i for i, n in names.items() if (n.kind, n.text) == ("phase", name))
+        mine = rows[(rows["name"] == id) & (rows["flags"] & Flag.VOID == 0)]
+        durations = mine["end"] - mine["start"]
+        stats = result.phases[name]
+        assert stats.count == len(durations)
+        assert stats.total_ns == durations.sum()
+        assert stats.max_ns == durations.max()
+        for percent, value in ((50, stats.p50_ns), (95, stats.p95_ns), (99, stats.p99_ns)):
+            assert abs(value - np.percentile(durations, percent)) <= 0.5
+    assert result.steps == 400
+    assert result.epochs == 2
+    assert result.spans == int((rows["flags"] & Flag.VOID == 0).sum())
+    assert result.state == "finished"
+    assert result.progress.fraction == 1.0
+    longest = [step.duration_ns for step in result.slowest_steps]
+    (id,) = (i for i, n in names.items() if n.kind == "step")
+    steps = rows[rows["name"] == id]
+    assert longest == sorted((steps["end"] - steps["start"]).tolist(), reverse=True)[:10]
+
+
+def slow_part(part: str) -> Any:
+    """An engine that spends its time in one part, recorded; returns its report."""
+    from ignite.engine import Engine, Events
+
+    pause = 0.004
+
+    def data() -> Any:
+        for item in range(15):
+            if part == "data":
+                time.sleep(pause)
+            yield item
+
+    def step(engine: Engine, batch: int) -> None:
+        if part == "compute":
+            time.sleep(pause)
+
+    engine, evaluator = Engine(step), Engine(lambda engine, batch: time.sleep(pause))
+    if part == "handler":
+        engine.add_event_handler(Events.ITERATION_COMPLETED, time_waster, pause)
+    if part == "validation":
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(range(20)) and None)
+    handler = TraceHandler()
+    handler.attach(engine)
+    handler.attach(evaluator)
+    engine.run(data(), epoch_length=15)
+    handler.close()
+    assert handler.directory is not None
+    return report(read_table(open_run(handler.directory).newest))
+
+
+def time_waster(pause: float) -> None:
+    time.sleep(pause)
+
+
+@pytest.mark.parametrize(
+    ("part", "word", "figure"),
+    [
+        ("data", "DATA-BOUND", "waiting for data is"),
+        ("compute", "COMPUTE-BOUND", "the process function is"),
+        ("handler", "HANDLER-BOUND", "time_waster"),
+        ("validation", "VALIDATION-BOUND", "is"),
+    ],
+)
+def test_the_verdict_names_the_slow_part(part: str, word: str, figure: str) -> None:
+    """Where the time was put is what the verdict says."""
+    verdict = slow_part(part).verdict
+    assert verdict.startswith(word), verdict
+    assert figure in verdict
+
+
+def test_json_has_what_scripts_need(sample_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The documented keys, with the documented types, for a real MONAI training."""
+    assert main(["report", "--json", str(sample_run.parent)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["spans"] > 100
+    assert (said["steps"], said["epochs"]) == (4, 2)
+    keys = {"count", "total_ns", "p50_ns", "p95_ns", "p99_ns", "max_ns", "share"}
+    for group in ("phases", "handlers"):
+        assert said[group]
+        for stats in said[group].values():
+            assert set(stats) == keys
+    assert {"forward", "loss", "backward", "optimizer", "get_batch", "prepare_batch"} <= set(
+        said["phases"]
+    )
+    assert "ValidationHandler" in said["handlers"]
+    assert "SupervisedEvaluator: CheckpointSaver.metrics_completed" in said["handlers"]
+    assert said["incomplete"] == []
+    assert said["slowest_steps"][0]["largest"]
+
+
+def test_the_report_is_text(sample_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal there are no escape codes, and names are whole."""
+    assert main(["report", str(sample_run)]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    for word in (
+        "has finished",
+        "backward",
+        "SupervisedEvaluator: CheckpointSaver.metrics_completed",
+    ):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["report", "no/such/run"], "no/such/run: no such run"),
+        (["report", "nosuchname"], "nosuchname: no such run"),
+        (["report", "{empty}"], "no journal in this directory"),
+        (["report", "{file}"], "not a run"),
+        (["report", "{fake}"], "not a firetrace journal"),
+        (["report"], "no run found"),
+        (["export", "--to", "chrome", "{fake}"], "not a firetrace journal"),
+        (["watch"], "watch needs a terminal"),
+    ],
+)
+def test_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    """Exit code 1 and one line that names the path and the reason; no traceback."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "rank0.1.rows").write_text("x" * 5000)
+    places = {name: str(tmp_path / name) for name in ("empty", "file", "fake")}
+    assert main([argument.format(**places) for argument in arguments]) == 1
+    said = capsys.readouterr()
+    assert reason in said.err
+    assert said.err.startswith("firetrace: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["export"], ["prune"], ["report", "--x"]])
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As every command line has it."""
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_runs_are_listed_found_and_pruned(
+    own_folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest is the default from any folder; prune keeps what it is told, and the living."""
+    made = []
+    for name in ("first", "second", "third"):
+        engine = plain_engine()
+        handler = TraceHandler(name=name)
+        handler.attach(engine)
+        engine.run([1])
+        made.append(handler.directory)
+        if name != "third":
+            handler.close()
+    monkeypatch.setenv("FIRETRACE_DIR", "/nowhere")  # only the user's index knows them now
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(str(path) in listed for path in made)
+    assert listed.count("over") == 2
+    assert listed.count("alive") == 1
+    assert main(["report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(made[-1])
+    assert main(["report", "--json", "first"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(made[0])
+    assert main(["prune", "--keep", "0", "--dry-run"]) == 0
+    assert len(list(own_folders.iterdir())) == 3
+    assert main(["prune", "--keep", "0"]) == 0
+    assert "(still being written)" in capsys.readouterr().out
+    assert list(own_folders.iterdir()) == [made[-1]]
+
+
+def test_prune_leaves_other_files_alone(own_folders: Path) -> None:
+    """A run's directory with something of the user's in it loses only the journals."""
+    engine = plain_engine()
+    handler = TraceHandler(own_folders / "mine")
+    handler.attach(engine)
+    engine.run([1])
+    handler.close()
+    (own_folders / "mine" / "model.pt").write_text("weights")
+    assert main(["prune", "--keep", "0"]) == 0
+    assert [path.name for path in (own_folders / "mine").iterdir()] == ["model.pt"]
+
+
+def test_a_closed_pipe_is_no_error(sample_run: Path) -> None:
+    """``firetrace report | head -1`` ends quietly."""
+    command = f"{sys.executable} -m firetrace.tui.cli report {sample_run} | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=os.environ
+    )
+    assert done.stderr == ""
