@@ -47,7 +47,8 @@ def unfinished(tmp_path: Path) -> Table:
     pen.close(failed, now + 30, Flag.ERROR | Flag.CUT)
     writer.note(
         "exception", row=failed, time=now + 30,
-        **{"exception.type": "ValueError", "exception.message": STRANGE, "exception.stacktrace": STRANGE},
+        **{"exception.type": "ValueError", "exception.message": STRANGE,
+           "exception.stacktrace": STRANGE},
     )  # fmt: skip
     writer.note("end_reason", row=failed, reason="exception")
     table = read_table(writer.path)
@@ -94,7 +95,7 @@ def test_perfetto_reads_the_sample_exactly(sample: Table, tmp_path: Path) -> Non
     # A nested run is a root of its own thread: its parent is on the trainer's.
     for key in [key for key in ours if key[1] == "run"]:
         count = ours.pop(key)
-        ours["", *key[1:]] += count
+        ours[("", *key[1:])] += count
     assert found == ours
 
 
@@ -129,7 +130,8 @@ def test_perfetto_keeps_open_spans_open(unfinished: Table, tmp_path: Path) -> No
     with PerfettoTrace(path) as trace:
         slices = trace.sql("select name, dur, depth from slice order by ts")
         message = trace.sql(
-            "select extract_arg(arg_set_id, 'args.exception.message') as m from slice where dur = 10"
+            "select extract_arg(arg_set_id, 'args.exception.message') as m"
+            " from slice where dur = 10"
         )
     assert [(s["name"], s["dur"], s["depth"]) for s in slices[:2]] == [
         ("run", -1, 0), ("step", -1, 1),
@@ -163,7 +165,7 @@ def test_otlp_arrives_whole(sample: Table, kind: Any) -> None:
             assert parent.start_time_unix_nano <= span.start_time_unix_nano
             assert span.end_time_unix_nano <= parent.end_time_unix_nano
         duration = span.end_time_unix_nano - span.start_time_unix_nano
-        epoch, iteration = int(said["ignite.epoch"]), int(said["ignite.iteration"])
+        epoch, iteration = int(str(said["ignite.epoch"])), int(str(said["ignite.iteration"]))
         found[parent.name if parent else "", span.name, epoch, iteration, duration] += 1
     assert found == expected(sample)
     starts = sorted(item.span.start_time_unix_nano for item in received)
@@ -242,7 +244,7 @@ def test_the_environment_names_service_and_resource(
 
 
 def test_the_protocol_follows_variables_and_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC for 4317, HTTP otherwise, unless the standard variable says it."""
+    """Port 4317 means gRPC, others HTTP, unless the standard variable says it."""
     for name in ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
         monkeypatch.delenv(name, raising=False)
     assert protocol_for("http://localhost:4317") == "grpc"

@@ -42,7 +42,7 @@ def test_importing_firetrace_loads_nothing() -> None:
 @pytest.mark.parametrize(
     ("program", "never"),
     [
-        ("from firetrace import TraceHandler", {"torch", "textual", "opentelemetry", "numpy"} - {"numpy"}),
+        ("from firetrace import TraceHandler", {"torch", "ignite", "textual", "opentelemetry"}),
         ("import firetrace.tui.app", {"torch", "ignite", "monai", "opentelemetry"}),
         ("import firetrace.tui.model, firetrace.tui.text", {"torch", "textual", "opentelemetry"}),
         ("import firetrace.exporters.chrome", {"torch", "textual", "opentelemetry", "rich"}),
