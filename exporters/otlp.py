@@ -7,20 +7,16 @@ compression, and retry what the specification says may be retried.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from firetrace.exporters.spans import close_open, readable_spans
+from firetrace.exporters.spans import batches, close_open, readable_spans
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.table import Table
 
 GRPC, HTTP = "grpc", "http/protobuf"
 PROTOCOLS = (GRPC, HTTP)
-#: Spans a batch, and bytes: a gRPC server takes 4 MiB unless told otherwise.
-BATCH_SPANS, BATCH_BYTES = 1024, 2 * 2**20
 
 
 class ExportError(FiretraceError):
@@ -86,30 +82,3 @@ def export_otlp(
         sent += len(batch)
         progress(sent, len(table))
     return sent
-
-
-def batches(spans: Iterable[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
-    """Group spans by count and by what they take when encoded, roughly."""
-    batch: list[ReadableSpan] = []
-    size = 0
-    for span in spans:
-        batch.append(span)
-        size += _bytes(span)
-        if len(batch) >= BATCH_SPANS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _bytes(span: ReadableSpan) -> int:
-    """An upper estimate of a span's encoded size."""
-    size = 120 + 4 * len(span.name) + _attribute_bytes(span.attributes)
-    return size + sum(64 + _attribute_bytes(event.attributes) for event in span.events)
-
-
-def _attribute_bytes(attributes: Any) -> int:
-    return sum(
-        24 + len(key) + (4 * len(value) if isinstance(value, str) else 0)
-        for key, value in (attributes or {}).items()
-    )

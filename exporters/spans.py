@@ -2,8 +2,8 @@
 
 Feed any SDK exporter from a journal in three lines::
 
-    from firetrace.exporters.spans import journal_spans
-    for batch in itertools.batched(journal_spans("firetrace-runs/.../rank0.1.rows"), 512):
+    from firetrace.exporters.spans import batches, journal_spans
+    for batch in batches(journal_spans("firetrace-runs/.../rank0.1.rows")):
         exporter.export(batch)
 
 Ids derive from the journal's own random seed and the row's number, so exporting twice gives the
@@ -14,7 +14,7 @@ the order in which they began, parents before children.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,9 +28,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from firetrace.tracer.journal import Flag
+from firetrace.tracer.journal import Flag, JournalReader
 from firetrace.tracer.table import Table, read_table
+from firetrace.tracer.table import table as as_table
 
+#: Spans a batch, and bytes: a gRPC server takes 4 MiB unless told otherwise.
+BATCH_SPANS, BATCH_BYTES = 1024, 2 * 2**20
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -182,6 +185,29 @@ def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
     )
 
 
+class EndedSpans:
+    """A journal's spans as they end: each call to ``new`` yields those that have ended since."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._reader = JournalReader(path)
+        self._taken = np.zeros(0, bool)  # by row number
+
+    def new(self) -> Iterator[ReadableSpan]:
+        """The spans that have ended since the last call."""
+        self._reader.poll()
+        now = as_table(self._reader)
+        if not len(now):
+            return iter(())
+        size = int(now.numbers[-1]) + 1
+        taken = np.zeros(size, bool)
+        taken[: len(self._taken)] = self._taken[:size]
+        fresh = np.flatnonzero((now.rows["end"] != 0) & ~taken[now.numbers])
+        taken[now.numbers[fresh]] = True
+        self._taken = taken
+        order = np.argsort(now.rows["start"][fresh], kind="stable")
+        return readable_spans(now, fresh[order])
+
+
 def journal_spans(path: str | os.PathLike[str]) -> Iterator[ReadableSpan]:
     """The spans that a journal holds now.
 
@@ -189,3 +215,30 @@ def journal_spans(path: str | os.PathLike[str]) -> Iterator[ReadableSpan]:
         JournalError: it cannot be read.
     """
     return readable_spans(read_table(Path(path)))
+
+
+def batches(spans: Iterable[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
+    """Group spans by count and by what they take when encoded, roughly."""
+    batch: list[ReadableSpan] = []
+    size = 0
+    for span in spans:
+        batch.append(span)
+        size += _bytes(span)
+        if len(batch) >= BATCH_SPANS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _bytes(span: ReadableSpan) -> int:
+    """An upper estimate of a span's encoded size."""
+    size = 120 + 4 * len(span.name) + _attribute_bytes(span.attributes)
+    return size + sum(64 + _attribute_bytes(event.attributes) for event in span.events)
+
+
+def _attribute_bytes(attributes: Any) -> int:
+    return sum(
+        24 + len(key) + (4 * len(value) if isinstance(value, str) else 0)
+        for key, value in (attributes or {}).items()
+    )

@@ -89,7 +89,8 @@ def print_progress(run: Path, training: subprocess.Popen[bytes]) -> None:
             now = report(table(reader))
             if now.progress.epoch > shown:
                 shown = now.progress.epoch
-                eta = "" if now.progress.eta_ns is None else f", ETA {duration(now.progress.eta_ns)}"
+                left = now.progress.eta_ns
+                eta = "" if left is None else f", ETA {duration(left)}"
                 say(f"epoch {shown} of {now.progress.max_epochs}, {now.steps} steps{eta}")
             time.sleep(0.5)
 

@@ -40,7 +40,8 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = SAMPLES / "spleen_bundle"
     small = "--epochs 2 --crops_per_case 2 --patch_size [16,16,16] --spacing [10,10,12]"
     for command in (
-        [str(bundle / "make_data.py"), str(folder / "data"), *"--cases 3 --size 32 32 24".split()],
+        [str(bundle / "make_data.py"), str(folder / "data"), "--cases", "3",
+         "--size", "32", "32", "24"],
         ["-m", "monai.bundle", "run", "--config_file", "configs/train.json",
          "--dataset_dir", str(folder / "data"), "--output_dir", str(folder / "output"),
          "--val_cases", "1", *small.split()],

@@ -14,12 +14,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from firetrace.exporters.chrome import export_chrome
 from firetrace.exporters.otlp import (
     ExportError,
-    batches,
     export_otlp,
     make_exporter,
     protocol_for,
 )
-from firetrace.exporters.spans import journal_spans, readable_spans, span_ids
+from firetrace.exporters.spans import batches, journal_spans, readable_spans, span_ids
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.table import Table, read_table
 from firetrace.tracer.writer import JournalWriter

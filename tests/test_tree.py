@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.recordings import record, record_failing, record_killed
 
 from firetrace.tracer.journal import FIRST_ROW, ROW_DTYPE, Flag, Header, Lane, Meta, Name
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import Table, read_table
-from firetrace.tui.tree import SETTLED_NS, Tree
+from firetrace.tui.tree import Tree
+from tests.support.recordings import record, record_failing, record_killed
 
 
 def tree_of(directory: Path) -> Tree:
@@ -87,7 +87,7 @@ def test_follows_the_newest_step_of_a_finished_run(tree: Tree) -> None:
 def test_follows_what_was_open_when_a_process_died() -> None:
     """After SIGKILL the step in progress is in focus, and its open phase is visible."""
     tree = tree_of(record_killed())
-    newest = tree.newest(tree.table.last_ns() + 2 * SETTLED_NS)
+    newest = tree.newest(tree.table.last_ns())
     assert newest is not None
     assert tree.label(newest[0]) == "step 6"
     visible = tree.lines(newest[1], True).positions

@@ -104,7 +104,7 @@ class EngineTracer:
 
     # Runs and events
 
-    def enter(self, engine: Any) -> Recorder | None:
+    def enter(self) -> Recorder | None:
         """``run`` was called. None if it is not to be recorded: it is running already."""
         if self._thread:
             return None

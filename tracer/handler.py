@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
 
+    from firetrace.exporters.spans import EndedSpans
+
 log = logging.getLogger("firetrace")
 
 
@@ -36,7 +38,8 @@ class TraceHandler:
     Args:
         directory: of the run; by default ``$FIRETRACE_DIR`` or ``./firetrace-runs``, in it one
             folder a run, named after time and script. A second program in it is a new attempt.
-        exporters: OpenTelemetry SDK ``SpanExporter`` s that get the run's spans when it ends.
+        exporters: OpenTelemetry SDK ``SpanExporter`` s that get the run's spans when it ends. To
+            shut them down is the caller's affair.
         name: of the run, and its ``service.name``; by default the script's.
         max_bytes: disk budget of a process's journal. Half of it takes every step; then every 2nd
             is recorded, every 4th, and so on, each level for twice as long as the one before.
@@ -64,7 +67,7 @@ class TraceHandler:
         self._settings = Settings(path, name, max_bytes, min_free_bytes, every)
         self._recording = shared(self._settings)
         self._exporters = tuple(exporters)
-        self._exported = 0  # Unix ns: spans that ended by then have been exported
+        self._ended: EndedSpans | None = None  # what has not been exported yet
         # An engine holds its tracer and that this handler; the other way only weakly. So a handler
         # lives as long as an engine that it traces, and nothing is freed by the collector alone.
         self._tracers: weakref.WeakKeyDictionary[Any, weakref.ref[EngineTracer]]
@@ -114,18 +117,26 @@ class TraceHandler:
             return iter(())
         return journal_spans(writer.path)
 
+    def _export_new(self) -> None:
+        from firetrace.exporters.spans import EndedSpans, batches
+
+        writer = self._recording.writer
+        if writer is None:
+            return
+        if self._ended is None:
+            self._ended = EndedSpans(writer.path)
+        for batch in batches(self._ended.new()):
+            for exporter in self._exporters:
+                exporter.export(batch)
+        for exporter in self._exporters:
+            exporter.force_flush()
+
     def _run_ended(self) -> None:
         """Hand the spans that have ended since the last time to the exporters."""
         if not self._exporters:
             return
         try:
-            new = [s for s in self.spans() if s.end_time is not None]
-            new = [s for s in new if (s.end_time or 0) > self._exported]
-            if new:
-                self._exported = max(s.end_time or 0 for s in new)
-            for exporter in self._exporters:
-                for first in range(0, len(new), 512):
-                    exporter.export(new[first : first + 512])
-                exporter.force_flush()
+            with self._guard:
+                self._export_new()
         except Exception as error:  # an exporter is the user's, its failure not the training's
             log.warning("firetrace: an exporter failed (%s: %s)", type(error).__name__, error)

@@ -41,7 +41,9 @@ The file grows by windows of equal size, each filled from its start by one threa
 several threads do not mix within a window and a window may have unused slots, all zero. Row
 numbers of one thread rise with time. *Publication*: a row becomes visible with its ``start``,
 written last; it is closed in place, flags first and ``end`` last. A reader therefore skips rows
-whose start is 0, looks again at rows whose end was 0, and need not trust any count. A row flagged
+whose start is 0, looks again at rows whose end was 0, and need not trust any count. A read of many
+rows is not one moment: an empty slot before a used one, or the flags of a row that was closed during
+the read, have to be read once more. A row flagged
 ``VOID`` was opened on a guess that proved wrong: it is no span, its children belong to its parent.
 
 **Meta file.** Each line is an object with a ``type``; a reader ignores types and keys that it does
@@ -316,7 +318,7 @@ class JournalReader:
         self._rows = np.empty(0, ROW_DTYPE)
         self._numbers = np.empty(0, np.uint32)
         self._count = 0
-        self._open = np.empty(0, np.int64)  # positions (not numbers) of rows that were open
+        self._open = np.empty(0, np.int64)  # positions (not numbers) of rows to look at again
         self._per_window = self.header.window_bytes // ROW_BYTES
         self._filled: dict[int, int] = {0: FIRST_ROW}  # unsealed windows: slots read so far
         self._windows = 1
@@ -343,6 +345,7 @@ class JournalReader:
 
     def poll(self) -> bool:
         """Read what was written since the last call. Return whether anything changed."""
+        recent_ns = self.now_ns() - 10**6
         changed = self._look_again()
         size = os.fstat(self._fd).st_size
         windows = max(1, -(-size // self.header.window_bytes))
@@ -350,46 +353,60 @@ class JournalReader:
             self._filled[window] = 0
         self._windows = max(self._windows, windows)
         for window in sorted(self._filled):
-            changed |= self._read_window(window)
+            changed |= self._read_window(window, recent_ns)
         self.meta.poll()  # after the rows: every name that they use is there by now
         return changed
 
     def _look_again(self) -> bool:
         """Read the rows that were open once more; they may have been closed in place."""
-        if not len(self._open):
-            return False
-        still_open = []
+        changed, still_open = False, []
         for position in self._open.tolist():
             offset = int(self._numbers[position]) * ROW_BYTES
-            data = os.pread(self._fd, ROW_BYTES, offset)
-            if len(data) == ROW_BYTES:
-                self._rows[position] = np.frombuffer(data, ROW_DTYPE)[0]
-            if self._rows[position]["end"] == 0:
+            row = self._one_row(offset)
+            if row is not None and row["end"]:
+                row = self._one_row(offset)  # its flags were written before the end just seen
+            if row is None:
+                continue
+            if row["end"] == 0:
                 still_open.append(position)
-        changed = len(still_open) != len(self._open)
+            if self._rows[position] != row:
+                self._rows[position] = row
+                changed = True
         self._open = np.array(still_open, np.int64)
         return changed
 
-    def _read_window(self, window: int) -> bool:
+    def _one_row(self, offset: int) -> np.void | None:
+        data = os.pread(self._fd, ROW_BYTES, offset)
+        return np.frombuffer(data, ROW_DTYPE)[0] if len(data) == ROW_BYTES else None
+
+    def _slots(self, first: int, count: int) -> Rows:
+        data = os.pread(self._fd, count * ROW_BYTES, first * ROW_BYTES)
+        return np.frombuffer(data[: len(data) // ROW_BYTES * ROW_BYTES], ROW_DTYPE)
+
+    def _read_window(self, window: int, recent_ns: int) -> bool:
         done = self._filled[window]
         first = window * self._per_window + done
-        data = os.pread(self._fd, (self._per_window - done) * ROW_BYTES, first * ROW_BYTES)
-        slots = np.frombuffer(data[: len(data) // ROW_BYTES * ROW_BYTES], ROW_DTYPE)
+        slots = self._slots(first, self._per_window - done)
+        used = np.flatnonzero(slots["start"])
         if WEAKLY_ORDERED:  # a start may be seen before its row: let the last ms wait
-            used = np.flatnonzero((slots["start"] != 0) & (slots["start"] < self.now_ns() - 10**6))
-        else:
-            used = np.flatnonzero(slots["start"])
+            used = used[slots["start"][used] < recent_ns]
         if not len(used):
             return False
         count = int(used[-1]) + 1
+        if len(used) != count:
+            # The writer was quicker than the read: what came before the last row is there now.
+            # A slot that is still empty was damaged.
+            slots = self._slots(first, count)
+            used = np.flatnonzero(slots["start"])
         self._filled[window] = done + count
         if done + count == self._per_window:
             del self._filled[window]
         found = slots[used]
-        numbers = (first + used).astype(np.uint32)
-        begin = self._append(found, numbers)
-        opened = np.flatnonzero((found["end"] == 0) & (found["flags"] & Flag.SCALAR == 0)) + begin
-        self._open = np.concatenate([self._open, opened])
+        begin = self._append(found, (first + used).astype(np.uint32))
+        # Rows closed while they were being read are looked at once more, for their flags.
+        again = (found["end"] == 0) | (found["end"] >= recent_ns)
+        again &= found["flags"] & Flag.SCALAR == 0
+        self._open = np.concatenate([self._open, np.flatnonzero(again) + begin])
         return True
 
     def _append(self, rows: Rows, numbers: npt.NDArray[np.uint32]) -> int:

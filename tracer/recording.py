@@ -44,6 +44,7 @@ class Recording:
         self.directory: Path | None = None  # known once the journal is open
         self.writer: JournalWriter | None = None
         self.ended = False
+        self._pid = os.getpid()
         self._guard = threading.RLock()
         self._tracks: dict[int, ThreadTrack] = {}
         self._recorders: list[Recorder] = []
@@ -115,6 +116,8 @@ class Recording:
 
     def close(self) -> None:
         """End the recording; what was recorded can be read."""
+        if os.getpid() != self._pid:  # in a forked child it is the parent's, its lock perhaps held
+            return
         with self._guard:
             self.forget()
             if self.writer is not None:

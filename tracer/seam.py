@@ -205,17 +205,17 @@ class Run(Seam):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine."""
-        engine = self.engine()
-        run = self.original(engine)
-        recorder = None if self.tracer is None else self.tracer.enter(engine)
-        if recorder is None or self.tracer is None:
+        run = self.original(self.engine())
+        tracer = self.tracer  # may be taken out while it runs
+        recorder = tracer.enter() if tracer is not None else None
+        if tracer is None or recorder is None:
             return run(*args, **kwargs)
         try:
             result = run(*args, **kwargs)
         except BaseException as error:
-            self.tracer.leave(recorder, error)
+            tracer.leave(recorder, error)
             raise
-        self.tracer.leave(recorder, None)
+        tracer.leave(recorder, None)
         return result
 
 
@@ -228,12 +228,14 @@ class Loader(Seam):
         """Set up the loader's iterator."""
         engine = self.engine()
         setup = self.original(engine)
-        recorder = None if self.tracer is None else self.tracer.running()
-        if recorder is None or self.tracer is None or engine.state.dataloader is None:
+        tracer = self.tracer
+        recorder = tracer.running() if tracer is not None else None
+        if tracer is None or recorder is None or engine.state.dataloader is None:
             return setup(*args, **kwargs)
-        self.tracer.guarded(recorder.begin_loader)
-        result = setup(*args, **kwargs)
-        self.tracer.guarded(recorder.end_loader)
+        tracer.guarded(recorder.begin_loader)
+        result = setup(*args, **kwargs)  # if it raises, the run's end closes what is open
+        if recorder.ident:
+            tracer.guarded(recorder.end_loader)
         return result
 
 
@@ -245,9 +247,10 @@ class PrepareBatch(Seam):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Prepare the batch."""
         result = self.below(*args, **kwargs)
-        recorder = None if self.tracer is None else self.tracer.running()
-        if recorder is not None and self.tracer is not None:
-            self.tracer.guarded(recorder.end_phase, self.name)
+        tracer = self.tracer
+        recorder = tracer.running() if tracer is not None else None
+        if tracer is not None and recorder is not None:
+            tracer.guarded(recorder.end_phase, self.name)
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -116,7 +116,8 @@ def report(table: Table) -> Report:
     duration = int(table.durations(main_runs).sum())
     phases = groups.phases()
     handlers = groups.handlers(duration)
-    progress = _progress(table, main, main_runs, step_positions)
+    epochs = groups.positions("epoch", main)
+    progress = _progress(table, main_runs, epochs, step_positions)
     return Report(
         run=str(table.meta.resource.get("ignite.run.id") or table.path.parent.name),
         path=str(table.path.parent),
@@ -124,7 +125,7 @@ def report(table: Table) -> Report:
         engine=engine,
         spans=len(table),
         steps=len(step_positions),
-        epochs=len(groups.positions("epoch", main)),
+        epochs=len(epochs),
         duration_ns=duration,
         progress=progress,
         verdict=_verdict(groups, duration, steps, phases, handlers),
@@ -249,13 +250,15 @@ class _Groups:
         return dict(sorted(found.items(), key=lambda item: -item[1].total_ns))
 
 
-def _progress(table: Table, main: int, main_runs: Ints, steps: Ints) -> Progress:
+def _progress(table: Table, main_runs: Ints, epochs: Ints, steps: Ints) -> Progress:
     plan: dict[str, Any] = {}
     if len(main_runs):
         plan = table.meta.runs.get(int(table.numbers[main_runs[-1]]), {})
-    in_lane = table.rows["lane"] == main
-    epoch = int(table.rows["epoch"][in_lane].max()) if in_lane.any() else 0
-    iteration = int(table.rows["iteration"][in_lane].max()) if in_lane.any() else 0
+    began = int(table.rows["start"][main_runs[-1]]) if len(main_runs) else 0
+    steps = steps[table.rows["start"][steps] >= began]  # of the last run
+    last = np.concatenate([steps[-1:], epochs[-1:]])  # thinned steps leave their number there
+    epoch = int(table.rows["epoch"][last].max(initial=0))
+    iteration = int(table.rows["iteration"][last].max(initial=0))
     limits = {
         key: plan.get(key) if isinstance(plan.get(key), int) else None
         for key in ("max_epochs", "epoch_length", "max_iters")
@@ -275,7 +278,6 @@ def _progress(table: Table, main: int, main_runs: Ints, steps: Ints) -> Progress
         fraction = min(1.0, completed / planned)
         if len(main_runs) and completed and table.rows["end"][main_runs[-1]] == 0:
             # Over the whole run, so that validation and checkpoints count.
-            began = int(table.rows["start"][main_runs[-1]])
             first = int(table.rows["iteration"][steps[0]]) - 1
             spent = table.last_ns() - began
             eta = round(spent / max(1, completed - first) * (planned - completed))
