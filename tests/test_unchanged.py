@@ -8,6 +8,7 @@ import pickle
 import traceback
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,12 +177,12 @@ def test_detach_puts_the_engine_back() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_two_tools_detach_in_either_order(first: int) -> None:
+def test_two_tools_detach_in_either_order(first: int, tmp_path: Path) -> None:
     """Two handlers that wrap the same engine leave nothing behind, whichever goes first."""
     engine = plain_engine()
     events: list[Any] = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: events.append(1))
-    handlers = [TraceHandler("one"), TraceHandler("two")]
+    handlers = [TraceHandler(tmp_path / "one"), TraceHandler(tmp_path / "two")]
     for handler in handlers:
         handler.attach(engine)
     engine.run([1, 2])

@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from firetrace.tracer.journal import FiretraceError, JournalReader
-from firetrace.tracer.run import Run, RunNotFoundError, base_directory, find_run, open_run
+from firetrace.tracer.errors import FiretraceError, RunNotFoundError
+from firetrace.tracer.journal import JournalReader
+from firetrace.tracer.run import Run, base_directory, find_run, open_run
 from firetrace.tracer.table import Table, table
 from firetrace.tui.model import Report, report
 from firetrace.tui.tree import Tree
@@ -22,7 +23,7 @@ GRACE_S = 2.0
 OVER = ("finished", "ended", "died")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """A journal at one moment and everything that was computed from it."""
 
@@ -81,10 +82,12 @@ class Feed:
         try:
             run = find_run(self._name)
             self._reader = JournalReader(journal_to_show(run))
-        except (FiretraceError, OSError) as error:
+        except FiretraceError as error:
             if self._is_to_come(error):
                 return False
-            raise error if isinstance(error, FiretraceError) else FiretraceError(str(error)) from error
+            raise
+        except OSError as error:
+            raise FiretraceError(f"{self._name}: {error.strerror or error}") from error
         self._journals = run.journals
         self._unreadable_since = None
         return True
@@ -141,6 +144,7 @@ class Feed:
 
 def journal_to_show(run: Run) -> Path:
     """The newest attempt of the lowest rank: all ranks do the same, and rank 0 logs."""
+
     def rank(journal: Path) -> int:
         text = journal.stem.partition(".")[0].removeprefix("rank")
         return int(text) if text.isdigit() else 1 << 30

@@ -15,14 +15,16 @@ class Key:
     shown: str  #: as people name them
     action: str
     help: str
-    pane: str  #: ``app``: works everywhere; ``rows``: in every pane; ``tree``: in the tree
+    #: ``app``: of the app; ``all``: of the app, where panes would have another use for the key;
+    #: ``rows``: in every pane; ``tree``: in the tree.
+    pane: str
     footer: str = ""  #: the word in the last line; empty: only in the help
 
 
 KEYS = (
     Key("q", "q", "quit", "leave; the training goes on", "app", "quit"),
     Key("space", "space", "pause", "hold the picture; collecting goes on", "app", "pause"),
-    Key("f,end", "f End", "follow", "follow the newest step", "app", "follow"),
+    Key("f,end", "f End", "app.follow", "follow the newest step", "all", "follow"),
     Key("up,k", "↑ k", "cursor_up", "one row up", "rows"),
     Key("down,j", "↓ j", "cursor_down", "one row down", "rows"),
     Key("pageup", "PgUp", "page_up", "one page up", "rows"),
@@ -30,7 +32,7 @@ KEYS = (
     Key("home", "Home", "scroll_top", "the first row", "rows"),
     Key("left,h", "← h", "fold", "fold; on a folded row: to the row around it", "tree", "fold"),
     Key("right,l", "→ l", "unfold", "unfold; on an unfolded row: into it", "tree", "unfold"),
-    Key("enter", "enter", "toggle", "fold or unfold; in the slowest steps: go there", "tree"),
+    Key("enter", "enter", "toggle_fold", "fold or unfold; in the slowest steps: go there", "tree"),
     Key("tab", "tab", "app.focus_next", "the next pane", "app", "pane"),
     Key("c", "c", "short", "hide or show events on which nothing ran", "app", "short"),
     Key("e", "e", "error(1)", "the next error", "app", "error"),

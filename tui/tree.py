@@ -25,7 +25,7 @@ RUN, EPOCH, STEP, ITERATION, EVENT, HANDLER = (
 FRAMES = (STEP, EPOCH, RUN)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lines:
     """The visible lines, top to bottom: a position and a depth each."""
 
@@ -41,7 +41,7 @@ class Lines:
         return int(found[0]) if len(found) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tree:
     """Parents and children of a table's spans. Immutable; arrays have one entry a span."""
 
@@ -136,11 +136,12 @@ class Tree:
         if not len(self.table):
             return None
         start, end = self.table.rows["start"], self.table.rows["end"]
+        settled = SETTLED_NS if self.table.alive else 0  # of a dead process all is worth a look
         chain: set[int] = set()
         focus = 0
         if len(self.steps):
             focus = int(self.steps[-1])
-            fresh = end[focus] == 0 and now_ns - int(start[focus]) < SETTLED_NS
+            fresh = end[focus] == 0 and now_ns - int(start[focus]) < settled
             if fresh and len(self.steps) > 1:
                 before = int(self.steps[-2])
                 if self.parents[before] == self.parents[focus]:
@@ -149,7 +150,7 @@ class Tree:
             chain.update(inside[self.kinds[inside] == ITERATION].tolist())
             chain.update([focus, *self.ancestors(focus)])
         still = self.table.open_positions()
-        still = still[now_ns - start[still] >= SETTLED_NS]
+        still = still[now_ns - start[still] >= settled]
         if len(still):
             innermost = int(still[-1])
             around = self.ancestors(innermost)

@@ -26,7 +26,11 @@ class Phases(EventEnum):
 
 
 class Trainer(Engine):
-    """Fires the phases of a MONAI trainer."""
+    """Fires the phases of a MONAI trainer; knows who records it."""
+
+    def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
+        super().__init__(process_function)
+        self.recorder = TraceHandler(name="training")
 
 
 class Evaluator(Engine):
@@ -58,24 +62,15 @@ def engines(
     def validate(engine: Engine) -> None:
         evaluator.run([1, 2])
 
-    return attach(trainer, evaluator)
-
-
-def attach(trainer: Trainer, evaluator: Evaluator) -> Trainer:
-    """Record both; the run ends with ``finish``."""
-    handler = TraceHandler(name="training")
-    handler.attach(trainer)
-    handler.attach(evaluator)
-    trainer.state_dict_user_keys.clear()
-    setattr(trainer, "recorder", handler)  # noqa: B010 # an engine knows nothing of it
+    trainer.recorder.attach(trainer)
+    trainer.recorder.attach(evaluator)
     return trainer
 
 
 def finish(trainer: Trainer) -> Path:
     """Close the recording; the run's directory."""
-    handler: TraceHandler = getattr(trainer, "recorder")  # noqa: B009
-    directory = handler.directory
-    handler.close()
+    directory = trainer.recorder.directory
+    trainer.recorder.close()
     assert directory is not None
     return directory
 
@@ -151,10 +146,12 @@ def train_and_die() -> None:
         if engine.state.iteration == 6:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    engines(before=die).run(range(4), max_epochs=3)
+    trainer = engines(before=die)
+    trainer.run(range(4), max_epochs=3)
 
 
 def train_slowly() -> None:
     """Twenty milliseconds an iteration, ten iterations an epoch, until somebody stops it."""
     pause = threading.Event()
-    engines(before=lambda engine: pause.wait(0.02)).run(range(10), max_epochs=10_000)
+    trainer = engines(before=lambda engine: pause.wait(0.02))
+    trainer.run(range(10), max_epochs=10_000)
