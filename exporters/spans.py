@@ -28,7 +28,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from firetrace.tracer.journal import Flag, JournalReader
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.table import Table, read_table
 from firetrace.tracer.table import table as as_table
 

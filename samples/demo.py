@@ -49,9 +49,7 @@ def main() -> int:
         return code
     trace = run / "trace.json.gz"
     subprocess.run([*FIRETRACE, "report", str(run)], check=True)
-    subprocess.run(
-        [*FIRETRACE, "export", "--to", "chrome", "-o", str(trace), str(run)], check=True
-    )
+    subprocess.run([*FIRETRACE, "export", "--to", "chrome", "-o", str(trace), str(run)], check=True)
     command = Path(sys.executable).with_name("firetrace")
     say(
         f"\nThe journal is in  {run}\n"
@@ -76,7 +74,7 @@ def wait_for_run(training: subprocess.Popen[bytes], before: set[Path]) -> Path |
 
 def print_progress(run: Path, training: subprocess.Popen[bytes]) -> None:
     """A line an epoch, from the journal alone."""
-    from firetrace.tracer.journal import JournalReader
+    from firetrace.tracer.reader import JournalReader
     from firetrace.tracer.run import open_run
     from firetrace.tracer.table import table
     from firetrace.tui.format import duration

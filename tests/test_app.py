@@ -28,7 +28,7 @@ SIZE = (120, 36)
 @pytest.fixture(autouse=True)
 def fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not wait for a reader made for eyes."""
-    monkeypatch.setattr(app_module, "PERIOD_S", 0.02)
+    monkeypatch.setattr(app_module, "PERIOD_S", 0.06)
 
 
 def screen(app: WatchApp) -> str:
@@ -116,6 +116,7 @@ async def test_waits_for_a_run_that_is_still_to_come(own_folders: Path) -> None:
         await until_shown(pilot, "WAIT", "waiting for a run", str(own_folders))
         record(epochs=2)
         await until_shown(pilot, "DONE", "epoch 2/2")
+        await until(pilot, lambda: timeline(pilot).has_focus, "the keys do not work")
 
 
 async def test_waits_for_a_path_that_does_not_exist_yet(own_folders: Path) -> None:
@@ -321,7 +322,7 @@ async def check_fold(pilot: Pilot[str], key: str) -> None:
     view = timeline(pilot)
     await pilot.press("e", key)
     assert view.line > 0
-    await pilot.press(*[key] * 12)
+    await pilot.press(*[key] * 8)
     assert view.cursor not in view.unfolded
     assert row_of_cursor(pilot)[1].endswith("run Trainer")
 

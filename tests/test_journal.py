@@ -15,7 +15,8 @@ import pytest
 
 from firetrace.tracer import journal, storage
 from firetrace.tracer.errors import JournalError
-from firetrace.tracer.journal import FIRST_ROW, Flag, JournalReader
+from firetrace.tracer.journal import FIRST_ROW, Flag
+from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.storage import MappedPen, Pen
 from firetrace.tracer.table import read_table, table
 from firetrace.tracer.writer import BudgetSpentError, JournalWriter
@@ -163,7 +164,7 @@ def test_reading_one_s_own_journal_keeps_the_lock(tmp_path: Path) -> None:
     writer.pen().open(0, 0, 0, 0, 0, 0, 0, 5)
     assert read_table(writer.path).alive is True
     question = (
-        "import sys; from firetrace.tracer.journal import JournalReader as R\n"
+        "import sys; from firetrace.tracer.reader import JournalReader as R\n"
         "print(R(sys.argv[1]).alive())"
     )
     answer = subprocess.check_output([sys.executable, "-c", question, str(writer.path)], text=True)

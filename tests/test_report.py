@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from firetrace import TraceHandler
-from firetrace.tracer.journal import Flag, JournalReader
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
 from firetrace.tui.cli import main

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firetrace.tracer.journal import FIRST_ROW, ROW_DTYPE, Flag, Header, Lane, Meta, Name
+from firetrace.tracer.journal import FIRST_ROW, ROW_DTYPE, Flag, Header, Lane, Name
+from firetrace.tracer.reader import Meta
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import Table, read_table
 from firetrace.tui.tree import Tree

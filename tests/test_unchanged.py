@@ -215,6 +215,30 @@ def test_a_deep_copy_is_untraced_and_its_own() -> None:
     handler.close()
 
 
+def test_an_engine_that_only_its_run_keeps_alive() -> None:
+    """``make_trainer().run()`` works traced as it does untraced."""
+
+    def make_trainer() -> Engine:
+        engine = plain_engine()
+        handler.attach(engine)
+        return engine
+
+    handler = TraceHandler()
+    assert make_trainer().run([1, 2]).iteration == 2
+    assert [span.name for span in handler.spans()].count("step") == 2
+
+
+def test_the_legacy_loop_is_recorded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that cannot be interrupted run ignite's other loop."""
+    monkeypatch.setattr(Engine, "interrupt_resume_enabled", False)
+    engine = plain_engine()
+    handler = TraceHandler()
+    handler.attach(engine)
+    engine.run([1, 2])
+    names = [span.name for span in handler.spans() if span.end_time is not None]
+    assert (names.count("run"), names.count("step")) == (1, 2)
+
+
 def _step(engine: Engine, batch: Any) -> Any:
     return batch
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.recording import Recording, engine_label
-from firetrace.tracer.seam import FireEvent, Loader, PrepareBatch, Run, Seam
+from firetrace.tracer.seam import FireEvent, LegacyRun, Loader, PrepareBatch, PublicRun, Run, Seam
 
 log = logging.getLogger("firetrace")
 
@@ -34,8 +34,9 @@ class EngineTracer:
         self._recorders: dict[int, Recorder] = {}
         self._thread = 0  # in which the engine runs now
         self._seams: list[Seam] = []
-        for seam in (FireEvent, Run, Loader):
-            if hasattr(type(engine), seam.name) or seam.name in vars(engine):
+        run = Run if hasattr(engine, Run.name) else PublicRun
+        for seam in (FireEvent, run, LegacyRun, Loader):
+            if hasattr(engine, seam.name):
                 self._put(engine, seam)
         # MONAI's engines call a function that they were given; ignite's have none.
         if callable(vars(engine).get(PrepareBatch.name)):
@@ -105,7 +106,7 @@ class EngineTracer:
     # Runs and events
 
     def enter(self) -> Recorder | None:
-        """``run`` was called. None if it is not to be recorded: it is running already."""
+        """A run begins. None if it is not to be recorded: it is running already."""
         if self._thread:
             return None
         recorder = self.rebind()
@@ -115,7 +116,7 @@ class EngineTracer:
         return recorder
 
     def leave(self, recorder: Recorder, error: BaseException | None) -> None:
-        """``run`` has returned, or raised ``error``."""
+        """A run has returned, or raised ``error``."""
         self._thread = 0
         if not recorder.ident:
             return

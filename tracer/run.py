@@ -22,7 +22,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from firetrace.tracer.errors import FiretraceError, RunNotFoundError
-from firetrace.tracer.journal import JournalReader
+from firetrace.tracer.reader import JournalReader
 
 FOLDER = "firetrace-runs"
 

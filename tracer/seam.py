@@ -199,9 +199,12 @@ class FireEvent(Seam):
 
 
 class Run(Seam):
-    """Stands for ``run``: however a run ends, what it opened is closed."""
+    """Stands for ``_internal_run``: however a run ends, what it opened is closed.
 
-    name = "run"
+    Not for ``run``: in ``make_trainer().run()`` only the bound method keeps the engine alive.
+    """
+
+    name = "_internal_run"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine."""
@@ -217,6 +220,18 @@ class Run(Seam):
             raise
         tracer.leave(recorder, None)
         return result
+
+
+class LegacyRun(Run):
+    """What ``run`` calls where ``interrupt_resume_enabled`` is off."""
+
+    name = "_internal_run_legacy"
+
+
+class PublicRun(Run):
+    """Stands for ``run`` in an ignite that has no ``_internal_run``."""
+
+    name = "run"
 
 
 class Loader(Seam):

@@ -13,16 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from firetrace.tracer.journal import (
-    KINDS,
-    Flag,
-    Header,
-    JournalReader,
-    Lane,
-    Meta,
-    Name,
-    Rows,
-)
+from firetrace.tracer.journal import KINDS, Flag, Header, Lane, Name, Rows
+from firetrace.tracer.reader import JournalReader, Meta
 
 Ints = npt.NDArray[np.int64]
 UNKNOWN = Name("span", "(name lost)")

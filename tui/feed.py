@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firetrace.tracer.errors import FiretraceError, RunNotFoundError
-from firetrace.tracer.journal import JournalReader
+from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.run import Run, base_directory, find_run, open_run
 from firetrace.tracer.table import Table, table
 from firetrace.tui.model import Report, report

@@ -1,0 +1,282 @@
+"""Reads a journal: finished, growing, or left by a writer that was killed.
+
+The format is documented in ``firetrace.tracer.journal``. Readers use ``pread`` and never map the
+file: a mapped reader dies of SIGBUS when someone truncates it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firetrace.tracer.errors import JournalError
+from firetrace.tracer.journal import (
+    FIRST_ROW,
+    HEADER_BYTES,
+    KINDS,
+    ROW_BYTES,
+    ROW_DTYPE,
+    WEAKLY_ORDERED,
+    Flag,
+    Header,
+    Lane,
+    Name,
+    Rows,
+    boot_id,
+    written_here,
+)
+
+
+def printable(text: str) -> str:
+    """``text`` without lone surrogates, which no encoder takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+class Meta:
+    """What the meta file says so far; ``poll`` reads what has been added since."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.resource: dict[str, Any] = {}
+        self.names: dict[int, Name] = {}
+        self.lanes: dict[int, Lane] = {}
+        self.runs: dict[int, dict[str, Any]] = {}  #: by row
+        self.exceptions: dict[int, dict[str, Any]] = {}  #: by row
+        self.reasons: dict[int, str] = {}  #: by row
+        self.thinned: list[dict[str, Any]] = []
+        self.clocks: list[dict[str, Any]] = []
+        self.stopped: str | None = None
+        self.ended: int | None = None  #: Unix ns at which the writer closed the journal
+        self.damaged = 0  #: lines that could not be read
+        self._offset = 0
+        self._takers = {
+            "process": self._process,
+            "name": self._name,
+            "lane": self._lane,
+            "run": lambda line: self.runs.__setitem__(int(line["row"]), line),
+            "exception": lambda line: self.exceptions.__setitem__(int(line["row"]), line),
+            "end_reason": lambda line: self.reasons.__setitem__(
+                int(line["row"]), str(line["reason"])
+            ),
+            "thin": self.thinned.append,
+            "clock": self.clocks.append,
+            "stopped": self._stopped,
+            "end": self._ended,
+        }
+
+    def poll(self) -> None:
+        """Read the lines that were completed since the last call."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        complete = data.rfind(b"\n") + 1
+        self._offset += complete
+        for text in data[:complete].splitlines():
+            try:
+                line = json.loads(text)
+                taker = self._takers.get(line["type"])
+                if taker is not None:
+                    taker(line)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                self.damaged += 1
+
+    def _process(self, line: dict[str, Any]) -> None:
+        self.resource = dict(line["resource"])
+
+    def _name(self, line: dict[str, Any]) -> None:
+        kind = line["kind"] if line["kind"] in KINDS else "span"
+        self.names[int(line["id"])] = Name(
+            kind, printable(str(line["name"])), dict(line.get("code", {}))
+        )
+
+    def _lane(self, line: dict[str, Any]) -> None:
+        self.lanes[int(line["id"])] = Lane(
+            str(line["engine"]), str(line["thread"]), int(line.get("thread_id", 0))
+        )
+
+    def _stopped(self, line: dict[str, Any]) -> None:
+        self.stopped = str(line["reason"])
+
+    def _ended(self, line: dict[str, Any]) -> None:
+        self.ended = int(line["time"])
+
+
+class JournalReader:
+    """Reads one process's journal, finished, growing or left by a writer that was killed.
+
+    ``poll`` brings ``rows`` and ``numbers`` up to date; both are arrays in file order.
+
+    Raises:
+        JournalError: the file is no journal, or of another version, or cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise JournalError(f"{self.path}: {error.strerror or error}") from error
+        try:
+            self.header = Header.unpack(os.pread(self._fd, HEADER_BYTES, 0), self.path)
+        except OSError as error:
+            os.close(self._fd)
+            raise JournalError(f"{self.path}: {error.strerror or error}") from error
+        except JournalError:
+            os.close(self._fd)
+            raise
+        self.meta = Meta(self.path.with_suffix(".meta.jsonl"))
+        self._rows = np.empty(0, ROW_DTYPE)
+        self._numbers = np.empty(0, np.uint32)
+        self._count = 0
+        self._open = np.empty(0, np.int64)  # positions (not numbers) of rows to look at again
+        self._per_window = self.header.window_bytes // ROW_BYTES
+        self._filled: dict[int, int] = {0: FIRST_ROW}  # unsealed windows: slots read so far
+        self._windows = 1
+
+    @property
+    def rows(self) -> Rows:
+        """The rows read so far, in file order, dtype ``ROW_DTYPE``."""
+        return self._rows[: self._count]
+
+    @property
+    def numbers(self) -> npt.NDArray[np.uint32]:
+        """The row numbers that belong to ``rows``; strictly rising within a window."""
+        return self._numbers[: self._count]
+
+    def close(self) -> None:
+        """Close the file; what was read stays."""
+        os.close(self._fd)
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def poll(self) -> bool:
+        """Read what was written since the last call. Return whether anything changed."""
+        recent_ns = self.now_ns() - 10**6
+        changed = self._look_again()
+        size = os.fstat(self._fd).st_size
+        windows = max(1, -(-size // self.header.window_bytes))
+        for window in range(self._windows, windows):
+            self._filled[window] = 0
+        self._windows = max(self._windows, windows)
+        for window in sorted(self._filled):
+            changed |= self._read_window(window, recent_ns)
+        self.meta.poll()  # after the rows: every name that they use is there by now
+        return changed
+
+    def _look_again(self) -> bool:
+        """Read the rows that were open once more; they may have been closed in place."""
+        changed, still_open = False, []
+        for position in self._open.tolist():
+            offset = int(self._numbers[position]) * ROW_BYTES
+            row = self._one_row(offset)
+            if row is not None and row["end"]:
+                row = self._one_row(offset)  # its flags were written before the end just seen
+            if row is None:
+                continue
+            if row["end"] == 0:
+                still_open.append(position)
+            if self._rows[position] != row:
+                self._rows[position] = row
+                changed = True
+        self._open = np.array(still_open, np.int64)
+        return changed
+
+    def _one_row(self, offset: int) -> np.void | None:
+        data = os.pread(self._fd, ROW_BYTES, offset)
+        return np.frombuffer(data, ROW_DTYPE)[0] if len(data) == ROW_BYTES else None
+
+    def _slots(self, first: int, count: int) -> Rows:
+        data = os.pread(self._fd, count * ROW_BYTES, first * ROW_BYTES)
+        return np.frombuffer(data[: len(data) // ROW_BYTES * ROW_BYTES], ROW_DTYPE)
+
+    def _read_window(self, window: int, recent_ns: int) -> bool:
+        done = self._filled[window]
+        first = window * self._per_window + done
+        slots = self._slots(first, self._per_window - done)
+        used = np.flatnonzero(slots["start"])
+        if WEAKLY_ORDERED:  # a start may be seen before its row: let the last ms wait
+            used = used[slots["start"][used] < recent_ns]
+        if not len(used):
+            return False
+        count = int(used[-1]) + 1
+        if len(used) != count:
+            # The writer was quicker than the read: what came before the last row is there now.
+            # A slot that is still empty was damaged.
+            slots = self._slots(first, count)
+            used = np.flatnonzero(slots["start"])
+        self._filled[window] = done + count
+        if done + count == self._per_window:
+            del self._filled[window]
+        found = slots[used]
+        begin = self._append(found, (first + used).astype(np.uint32))
+        # Rows closed while they were being read are looked at once more, for their flags.
+        again = (found["end"] == 0) | (found["end"] >= recent_ns)
+        again &= found["flags"] & Flag.SCALAR == 0
+        self._open = np.concatenate([self._open, np.flatnonzero(again) + begin])
+        return True
+
+    def _append(self, rows: Rows, numbers: npt.NDArray[np.uint32]) -> int:
+        """Add to the arrays, doubling them as needed. Return where the new rows begin."""
+        begin, need = self._count, self._count + len(rows)
+        if begin == 0:
+            self._rows, self._numbers = rows.copy(), numbers
+        else:
+            if need > len(self._rows):
+                room = max(need, min(2 * len(self._rows), len(self._rows) + 2**20))
+                for attribute in ("_rows", "_numbers"):
+                    old = getattr(self, attribute)
+                    new = np.empty(room, old.dtype)
+                    new[:begin] = old[:begin]
+                    setattr(self, attribute, new)
+            self._rows[begin:need] = rows
+            self._numbers[begin:need] = numbers
+        self._count = need
+        return begin
+
+    def alive(self) -> bool | None:
+        """Whether the writer lives; None where that cannot be told (another host, no locks)."""
+        if self.header.seed in written_here:  # our own: its lock file must not be touched
+            return self.meta.ended is None
+        return lock_is_held(self.path.with_suffix(".lock"))
+
+    def now_ns(self) -> int:
+        """The present in the journal's time, Unix ns, unmoved by a stepped wall clock."""
+        if self.header.boot_id and self.header.boot_id == boot_id():
+            return self.header.wall_ns + time.monotonic_ns() - self.header.monotonic_ns
+        return time.time_ns()
+
+
+def lock_is_held(path: Path) -> bool | None:
+    """Whether some process holds the lock on this file; None where that cannot be told."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except PermissionError:
+        return True  # EACCES: POSIX allows this answer too
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""What the tables above the tree have in common: columns that fit, rows updated in place."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual import events
+from textual.binding import BindingType
+from textual.coordinate import Coordinate
+from textual.widgets import DataTable
+
+from firetrace.tui.feed import Snapshot
+from firetrace.tui.format import clip
+from firetrace.tui.keys import bindings
+from firetrace.tui.widgets.palette import DIM
+
+Cells = tuple[Text, ...]
+#: More rows than anyone reads; a table of Textual's gets slow at thousands.
+MOST_ROWS = 200
+#: Columns are left out before the names get less than this.
+NAME_CELLS = 16
+
+
+class Column(NamedTuple):
+    """A column after the first."""
+
+    title: str
+    cells: int
+    rank: int = 0  #: above 0: left out for want of space, the highest first
+
+
+class RowsTable(DataTable[Text]):
+    """A table whose first column, the names, takes the space that the others leave."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("rows", "all")]
+    PANE: ClassVar[str]  #: title of the pane
+    FIRST: ClassVar[str]  #: title of the first column
+    COLUMNS: ClassVar[tuple[Column, ...]]
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id, cursor_type="row", cursor_foreground_priority="renderable")
+        self.border_title = self.PANE
+        self.name_cells = 0  #: width of the first column
+        self._fitting: list[int] = []  #: indices in ``COLUMNS``; empty until laid out
+        self._snapshot: Snapshot | None = None
+        self._shown: dict[str, Cells] = {}
+
+    @abstractmethod
+    def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
+        """All rows, by key, with a cell for the name and one for each of ``COLUMNS``."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot; only cells that changed are touched while the rows are the same."""
+        self._snapshot = snapshot
+        if not self._fitting:
+            return  # not on the screen
+        rows = {
+            key: (cells[0], *(cells[1 + index] for index in self._fitting))
+            for key, cells in list(self.rows_of(snapshot).items())[:MOST_ROWS]
+        }
+        if list(rows) != list(self._shown):
+            self._show_all(rows)
+            return
+        for y, (key, cells) in enumerate(rows.items()):
+            for x, (cell, old) in enumerate(zip(cells, self._shown[key], strict=True)):
+                if cell != old or cell.spans != old.spans:
+                    self.update_cell_at(Coordinate(y, x), cell)
+        self._shown = rows
+
+    def _show_all(self, rows: dict[str, Cells]) -> None:
+        keys = list(self._shown)
+        selected = keys[self.cursor_row] if self.cursor_row < len(keys) else None
+        top = self.scroll_y
+        self.clear()
+        for key, cells in rows.items():
+            self.add_row(*cells, key=key)
+        self._shown = rows
+        if selected in rows:
+            self.move_cursor(row=list(rows).index(selected), scroll=False)
+        self.scroll_to(y=top, animate=False, immediate=True)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Choose the columns that fit."""
+        gap = 2 * self.cell_padding
+        room = self.scrollable_content_region.width - gap
+        fitting = list(range(len(self.COLUMNS)))
+        for index in sorted(fitting, key=lambda index: -self.COLUMNS[index].rank):
+            taken = sum(self.COLUMNS[each].cells + gap for each in fitting)
+            if self.COLUMNS[index].rank and room - taken < NAME_CELLS:
+                fitting.remove(index)
+        taken = sum(self.COLUMNS[each].cells + gap for each in fitting)
+        name_cells = max(8, room - taken)
+        if (fitting, name_cells) == (self._fitting, self.name_cells):
+            return
+        self._fitting, self.name_cells = fitting, name_cells
+        self.clear(columns=True)
+        self.add_column(Text(self.FIRST), width=name_cells)
+        for column in (self.COLUMNS[index] for index in fitting):
+            bar = column.title == "share"  # it ends in one, so its number is not at the right
+            title = Text(column.title, justify="left" if bar else "right")
+            self.add_column(title, width=column.cells)
+        self._shown = {}
+        if self._snapshot is not None:
+            self.show(self._snapshot)
+
+    def name_cell(self, colour: str, name: str) -> Text:
+        """The first column's cell: a mark in a colour, and a name out of the trace.
+
+        Another engine's name (``engine: name``) comes after its phase's, where it may be cut.
+        """
+        width = self.name_cells - 1
+        engine, _, own = name.rpartition(": ")
+        own = clip(own, width)
+        rest = clip(f" {engine}", width - cell_len(own)) if engine else ""
+        return Text.assemble(("▌", colour), own, (rest, DIM), no_wrap=True)
+
+
+def right(text: str, style: str = "") -> Text:
+    """A number's cell."""
+    return Text(text, style, justify="right", no_wrap=True)

@@ -1,0 +1,51 @@
+"""The table of the slowest steps: which, how long, and what took it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.message import Message
+from textual.widgets import DataTable
+
+from firetrace.tui.feed import Snapshot
+from firetrace.tui.format import clip, count, duration
+from firetrace.tui.widgets.palette import Palette
+from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
+
+
+class SlowestTable(RowsTable):
+    """The slowest steps; enter, or a click on the selected one, goes there in the tree."""
+
+    PANE = "Slowest steps"
+    FIRST = "because of"
+    COLUMNS: ClassVar[tuple[Column, ...]] = (Column("step", 7), Column("took", 6))
+
+    class Chosen(Message):
+        """A step was chosen; ``start_ns`` tells which."""
+
+        def __init__(self, start_ns: int) -> None:
+            super().__init__()
+            self.start_ns = start_ns
+
+    def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
+        """A row a step."""
+        palette = Palette(snapshot.table)
+        rows: dict[str, Cells] = {}
+        for step in snapshot.report.slowest_steps:
+            name, ns = step.largest[0] if step.largest else ("", 0)
+            took = f" {duration(ns)}" if name else ""
+            colour = palette.phase(name)
+            name = clip(name, self.name_cells - 1 - len(took))
+            rows[str(step.start_ns)] = (
+                Text.assemble(("▌", colour), name, (took, "dim"), no_wrap=True),
+                right(count(step.iteration)),
+                right(duration(step.duration_ns), "bold"),
+            )
+        return rows
+
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        """Tell the app where to go."""
+        event.stop()
+        if event.row_key.value is not None:
+            self.post_message(self.Chosen(int(event.row_key.value)))

@@ -1,0 +1,59 @@
+"""The table of phases and the table of handlers: how often, how long, how much of the whole."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+
+from firetrace.tui.feed import Snapshot
+from firetrace.tui.format import bar, count, duration, share
+from firetrace.tui.model import Stats
+from firetrace.tui.widgets.palette import HANDLER, Palette
+from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
+
+
+class StatsTable(RowsTable):
+    """One row a name, the longest in all first."""
+
+    COLUMNS: ClassVar[tuple[Column, ...]] = (
+        Column("n", 6), Column("p50", 6), Column("p95", 6, 2), Column("p99", 6, 3),
+        Column("max", 6, 1), Column("share", 8),
+    )  # fmt: skip
+
+    def cells(self, name: str, stats: Stats, colour: str) -> Cells:
+        """A row."""
+        return (
+            self.name_cell(colour, name),
+            right(count(stats.count)),
+            right(duration(stats.p50_ns), "bold"),
+            right(duration(stats.p95_ns)),
+            right(duration(stats.p99_ns)),
+            right(duration(stats.max_ns)),
+            Text.assemble(f"{share(stats.share):>4} ", (bar(stats.share, 3), colour)),
+        )
+
+
+class PhaseTable(StatsTable):
+    """Phases of every engine; their share is that of their engine's steps."""
+
+    PANE = "Phases"
+    FIRST = "phase"
+
+    def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
+        """A row a phase."""
+        palette = Palette(snapshot.table)
+        phases = snapshot.report.phases.items()
+        return {name: self.cells(name, stats, palette.phase(name)) for name, stats in phases}
+
+
+class HandlerTable(StatsTable):
+    """Handlers of every event; their share is that of the whole run."""
+
+    PANE = "Handlers"
+    FIRST = "handler"
+
+    def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
+        """A row a handler."""
+        handlers = snapshot.report.handlers.items()
+        return {name: self.cells(name, stats, HANDLER) for name, stats in handlers}
