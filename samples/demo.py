@@ -25,7 +25,8 @@ def main() -> int:
     log_path = bundle / "output" / "training.log"
     log_path.parent.mkdir(exist_ok=True)
     before = set(RUNS.glob("*")) if RUNS.is_dir() else set()
-    environment = {**os.environ, "FIRETRACE_DIR": str(RUNS)}
+    # Threads that spin while they wait take the cores from one another on a shared machine.
+    environment = {**os.environ, "FIRETRACE_DIR": str(RUNS), "OMP_WAIT_POLICY": "PASSIVE"}
     say(f"Training the sample bundle; what it prints goes to {log_path}")
     with open(log_path, "w") as log:
         training = subprocess.Popen(

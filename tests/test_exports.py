@@ -94,7 +94,8 @@ def test_perfetto_reads_the_sample_exactly(sample: Table, tmp_path: Path) -> Non
     # A nested run is a root of its own thread: its parent is on the trainer's.
     for key in [key for key in ours if key[1] == "run"]:
         count = ours.pop(key)
-        ours[("", *key[1:])] += count
+        root = ("", *key[1:])
+        ours[root] += count
     assert found == ours
 
 

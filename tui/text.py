@@ -56,6 +56,7 @@ def print_report(report: Report) -> None:
             table.add_row(
                 f"{step.iteration:,}", f"{step.epoch}", duration(step.duration_ns), Text(parts)
             )
+        console.print()
         console.print(table)
     if report.incomplete:
         table = _table("open spans", "epoch", "iteration", "open for")
@@ -65,6 +66,7 @@ def print_report(report: Report) -> None:
                 _text(f"{span.engine}: {name}"), str(span.epoch), f"{span.iteration:,}",
                 duration(span.open_ns),
             )  # fmt: skip
+        console.print()
         console.print(table)
     for exception in report.exceptions:
         console.print(Text("exception  " + printable(exception)), style="red")
