@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from firetrace import TraceHandler
+from firetrace.tracer import storage
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import Table, read_table
@@ -456,7 +459,7 @@ def test_a_disk_that_fills_up_stops_the_recording_only(
         def full(fd: int, offset: int, length: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(os, "posix_fallocate", full)
+        monkeypatch.setattr(storage, "reserve", full)
 
     assert engine.run(range(5000)).iteration == 5000
     table = read_table(open_run(tmp_path / "run").newest)
@@ -465,6 +468,30 @@ def test_a_disk_that_fills_up_stops_the_recording_only(
     assert "No space left" in table.meta.stopped
     assert caplog.text.count("training goes on") == 1
     handler.close()
+
+
+@pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "pwrite"])
+def test_a_real_limit_on_file_size_stops_the_recording_only(tmp_path: Path, mapped: bool) -> None:
+    """The system refuses the next byte: same output and exit code, one warning, a readable run."""
+    program = (
+        "import resource, sys, signal\n"
+        "from tests.support.trainings import plain_engine\n"
+        "from firetrace import TraceHandler\n"
+        "from firetrace.tracer import writer\n"
+        "if sys.argv[2] == 'pwrite': writer.MAPPABLE = frozenset()\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))\n"
+        "engine = plain_engine(); TraceHandler(sys.argv[1]).attach(engine)\n"
+        "print(engine.run(range(5000)).iteration)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run"), "mapped" if mapped else "pwrite"],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "5000\n"), done.stderr
+    assert done.stderr.count("training goes on") == 1
+    table = read_table(open_run(tmp_path / "run").newest)
+    assert 500 < len(table.of_kind("step")) < 5000
+    assert "OSError" in str(table.meta.stopped)
 
 
 def test_every_nth_step_is_kept_and_the_rest_leaves_no_row() -> None:

@@ -252,7 +252,7 @@ def test_a_full_disk_is_an_error_at_a_window_s_edge(
 
     writer = make(tmp_path)
     pen = writer.pen()
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(storage, "reserve", full)
     with pytest.raises(OSError, match="No space left"):
         pen.open(0, 0, 0, 0, 0, 0, 0, 1)
 

@@ -198,53 +198,56 @@ class JournalReader:
         data = os.pread(self._fd, ROW_BYTES, offset)
         return np.frombuffer(data, ROW_DTYPE)[0] if len(data) == ROW_BYTES else None
 
-    def _slots(self, first: int, count: int) -> Rows:
-        data = os.pread(self._fd, count * ROW_BYTES, first * ROW_BYTES)
-        return np.frombuffer(data[: len(data) // ROW_BYTES * ROW_BYTES], ROW_DTYPE)
-
     def _read_window(self, window: int, recent_ns: int) -> bool:
         done = self._filled[window]
         first = window * self._per_window + done
-        slots = self._slots(first, self._per_window - done)
-        used = np.flatnonzero(slots["start"])
+        self._make_room(self._per_window - done)
+        slots = self._pread(first, self._per_window - done)
+        starts = slots["start"]
+        used = np.flatnonzero(starts)
         if WEAKLY_ORDERED:  # a start may be seen before its row: let the last ms wait
-            used = used[slots["start"][used] < recent_ns]
+            used = used[starts[used] < recent_ns]
         if not len(used):
             return False
         count = int(used[-1]) + 1
         if len(used) != count:
             # The writer was quicker than the read: what came before the last row is there now.
             # A slot that is still empty was damaged.
-            slots = self._slots(first, count)
+            slots = self._pread(first, count)
             used = np.flatnonzero(slots["start"])
         self._filled[window] = done + count
         if done + count == self._per_window:
             del self._filled[window]
-        found = slots[used]
-        begin = self._append(found, (first + used).astype(np.uint32))
+        begin, end = self._count, self._count + len(used)
+        if len(used) != count:
+            self._rows[begin:end] = slots[used]
+        self._numbers[begin:end] = first + used
+        self._count = end
         # Rows closed while they were being read are looked at once more, for their flags.
+        found = self._rows[begin:end]
         again = (found["end"] == 0) | (found["end"] >= recent_ns)
         again &= found["flags"] & Flag.SCALAR == 0
-        self._open = np.concatenate([self._open, np.flatnonzero(again) + begin])
+        if again.any():
+            self._open = np.concatenate([self._open, np.flatnonzero(again) + begin])
         return True
 
-    def _append(self, rows: Rows, numbers: npt.NDArray[np.uint32]) -> int:
-        """Add to the arrays, doubling them as needed. Return where the new rows begin."""
-        begin, need = self._count, self._count + len(rows)
-        if begin == 0:
-            self._rows, self._numbers = rows.copy(), numbers
-        else:
-            if need > len(self._rows):
-                room = max(need, min(2 * len(self._rows), len(self._rows) + 2**20))
-                for attribute in ("_rows", "_numbers"):
-                    old = getattr(self, attribute)
-                    new = np.empty(room, old.dtype)
-                    new[:begin] = old[:begin]
-                    setattr(self, attribute, new)
-            self._rows[begin:need] = rows
-            self._numbers[begin:need] = numbers
-        self._count = need
-        return begin
+    def _pread(self, first: int, count: int) -> Rows:
+        """Read slots to where the next rows go. Return those that the file has."""
+        room = self._rows[self._count : self._count + count]
+        length = os.preadv(self._fd, [room.view(np.uint8)], first * ROW_BYTES)
+        return room[: length // ROW_BYTES]
+
+    def _make_room(self, count: int) -> None:
+        """Let ``count`` more rows fit: as many as the file has, or half as many again."""
+        need = self._count + count
+        if need > len(self._rows):
+            in_file = os.fstat(self._fd).st_size // ROW_BYTES
+            room = max(need, min(in_file + self._per_window, 2**22), self._count * 3 // 2)
+            for attribute in ("_rows", "_numbers"):
+                old = getattr(self, attribute)
+                new = np.empty(room, old.dtype)
+                new[: self._count] = old[: self._count]
+                setattr(self, attribute, new)
 
     def alive(self) -> bool | None:
         """Whether the writer lives; None where that cannot be told (another host, no locks)."""

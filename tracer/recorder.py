@@ -8,15 +8,19 @@ trainer's handler runs finds its parent on top. Anything raised here is firetrac
 from __future__ import annotations
 
 import threading
-import time
 import traceback
+from time import monotonic_ns
 from typing import Any
 
 from firetrace.tracer.journal import MAX_ROW, Flag
 from firetrace.tracer.rules import (
+    BOUNDARY,
+    CLOSES,
     DROP,
     LOADER,
     ONE_AHEAD,
+    OPENS,
+    OTHER,
     RENAME,
     RUN,
     Move,
@@ -76,7 +80,7 @@ class Recorder:
 
     def now(self) -> int:
         """Unix ns: the journal's anchor plus the monotonic time since."""
-        return time.monotonic_ns() + self.offset
+        return monotonic_ns() + self.offset
 
     # Rows. In a muted step nothing is written and the stack holds 0 in a row's place.
 
@@ -107,80 +111,112 @@ class Recorder:
     def find(self, event: Any) -> Move:
         """The move for an event that the current node has not met yet."""
         name = getattr(event, "name", None)
-        return self.rules.move(self.node, event, name if isinstance(name, str) else str(event))
+        move = self.rules.move(self.node, event, name if isinstance(name, str) else str(event))
+        move.action = ACTIONS[move.shape]
+        return move
 
-    def quick(self, move: Move, now: int, engine: Any) -> None:
-        """``before``, ``instant`` and ``after`` in one, for the moves of a running loop.
+    # The moves of a running loop, when the event has no handlers. Each writes the rows that
+    # ``before``, ``instant`` and ``after`` would write, in one store: it is what makes recording
+    # cheap. An event without duration takes the nanosecond in which it fires: what begins after it
+    # begins later, what ends after it ends later, so nesting by time is nesting by parent.
 
-        The same rows as those three would write, in one store: it is what makes recording cheap.
-        """
+    def pass_boundary(self, move: Move, now: int, engine: Any) -> None:
+        """At most one span ends, the event happens, at most one span opens after it."""
         pen, stack = self.pen, self.stack
         row = pen.next_row
-        if row + 3 > pen.last_row or self.muted or (move.begins_step and self.writer.every > 1):
-            self.before(move, now, engine)
-            self.instant(move.name, now)
-            self.after(move, now)
-            return
+        if row + 2 > pen.last_row or self.muted:
+            return self.slowly(move, now, engine)
+        target, base = pen.target, pen.base
         if move.quick_ends:
             top = stack[-1]
             if top >= pen.first:
-                pen.put_end(pen.target, top * 32 + 16 - pen.base, now)
+                pen.put_end(target, top * 32 + 16 - base, now)
             else:
                 pen.close(top, now, 0)
             stack.pop()
-        if move.counts:
-            state = engine.state
-            self.epoch = int(state.epoch)
-            self.iteration = int(state.iteration) + (move.counts == ONE_AHEAD)
-            if move.begins_step:
-                self.steps += 1
-        self.node = node = move.target.entry
-        # An event without duration takes the nanosecond in which it fires: what begins after it
-        # begins later, what ends after it ends later, so nesting by time is nesting by parent.
         self.boundary = later = now + 1
+        self.node = node = move.target.entry
         parent, lane, epoch, iteration = stack[-1], self.lane, self.epoch, self.iteration
-        opens, then, flags = move.quick_opens, move.quick_then, 0
-        if then < 0 and move.is_boundary and node.guess is not None:
-            then, flags = node.guess, GUESS
-        if opens >= 0 and then >= 0:
-            pen.put3(
-                pen.target, row * 32 - pen.base,
-                parent, opens, lane, 0, epoch, iteration, 0, now,
-                row, move.name, lane, 0, epoch, iteration, now, now,
-                row, then, lane, flags, epoch, iteration, 0, later,
-            )  # fmt: skip
-            pen.next_row = row + 3
-            stack += (row, row + 2)
-        elif then >= 0:
-            pen.put2(
-                pen.target, row * 32 - pen.base,
+        guess = node.guess
+        if guess is None or not move.is_boundary:
+            pen.put1(
+                target, row * 32 - base,
                 parent, move.name, lane, 0, epoch, iteration, now, now,
-                parent, then, lane, flags, epoch, iteration, 0, later,
             )  # fmt: skip
-            pen.next_row = row + 2
-            stack.append(row + 1)
-        elif opens >= 0:
+            pen.next_row = row + 1
+            return None
+        pen.put2(
+            target, row * 32 - base,
+            parent, move.name, lane, 0, epoch, iteration, now, now,
+            parent, guess, lane, GUESS, epoch, iteration, 0, later,
+        )  # fmt: skip
+        pen.next_row = row + 2
+        stack.append(row + 1)
+        return None
+
+    def open_container(self, move: Move, now: int, engine: Any) -> None:
+        """A step or an iteration opens, the event happens, at most one span opens after it."""
+        pen, stack = self.pen, self.stack
+        row = pen.next_row
+        if row + 3 > pen.last_row or self.muted or (move.begins_step and self.writer.every > 1):
+            return self.slowly(move, now, engine)
+        state = engine.state
+        self.epoch = epoch = state.epoch
+        self.iteration = iteration = state.iteration + 1 if move.begins_step else state.iteration
+        if move.begins_step:
+            self.steps += 1
+        self.boundary = later = now + 1
+        self.node = node = move.target.entry
+        lane, then, flags = self.lane, move.quick_then, 0
+        if then < 0 and node.guess is not None:
+            then, flags = node.guess, GUESS
+        if then < 0:
             pen.put2(
                 pen.target, row * 32 - pen.base,
-                parent, opens, lane, 0, epoch, iteration, 0, now,
+                stack[-1], move.quick_opens, lane, 0, epoch, iteration, 0, now,
                 row, move.name, lane, 0, epoch, iteration, now, now,
             )  # fmt: skip
             pen.next_row = row + 2
             stack.append(row)
-        else:
-            pen.put1(
-                pen.target, row * 32 - pen.base,
-                parent, move.name, lane, 0, epoch, iteration, now, now,
-            )  # fmt: skip
-            pen.next_row = row + 1
-        if move.closes:
-            for _ in range(move.closes):
-                top = stack[-1]
-                if top >= pen.first:
-                    pen.put_end(pen.target, top * 32 + 16 - pen.base, later)
-                else:
-                    pen.close(top, later, 0)
-                stack.pop()
+            return None
+        pen.put3(
+            pen.target, row * 32 - pen.base,
+            stack[-1], move.quick_opens, lane, 0, epoch, iteration, 0, now,
+            row, move.name, lane, 0, epoch, iteration, now, now,
+            row, then, lane, flags, epoch, iteration, 0, later,
+        )  # fmt: skip
+        pen.next_row = row + 3
+        stack += (row, row + 2)
+        return None
+
+    def close_containers(self, move: Move, now: int, engine: Any) -> None:
+        """The event happens, then one or more containers end."""
+        pen, stack = self.pen, self.stack
+        row = pen.next_row
+        if row >= pen.last_row or self.muted:
+            return self.slowly(move, now, engine)
+        target, base, first, put_end = pen.target, pen.base, pen.first, pen.put_end
+        pen.put1(
+            target, row * 32 - base,
+            stack[-1], move.name, self.lane, 0, self.epoch, self.iteration, now, now,
+        )  # fmt: skip
+        pen.next_row = row + 1
+        self.boundary = later = now + 1
+        for _ in range(move.closes):
+            top = stack[-1]
+            if top >= first:
+                put_end(target, top * 32 + 16 - base, later)
+            else:
+                pen.close(top, later, 0)
+            stack.pop()
+        self.node = move.target
+        return None
+
+    def slowly(self, move: Move, now: int, engine: Any) -> None:
+        """Any move of an event that has no handlers, step by step."""
+        self.before(move, now, engine)
+        self.instant(move.name, now)
+        self.after(move, now)
 
     def before(self, move: Move, now: int, engine: Any) -> None:
         """What an event closes and opens before its handlers run."""
@@ -190,12 +226,14 @@ class Recorder:
             self._write_phase(move.phase, now)
         if move.counts:
             state = engine.state
-            self.epoch = int(state.epoch)
-            self.iteration = int(state.iteration) + (move.counts == ONE_AHEAD)
-        for _ in range(move.ended):
-            self.pop(now)
-        for _ in range(move.cut):
-            self._cut(now, move.reason, move.cut_flags)
+            self.epoch = state.epoch
+            self.iteration = state.iteration + (move.counts == ONE_AHEAD)
+        if move.ended:
+            for _ in range(move.ended):
+                self.pop(now)
+        if move.cut:
+            for _ in range(move.cut):
+                self._cut(now, move.reason, move.cut_flags)
         if move.begins_step:
             self._begin_step()
         for name in move.late:
@@ -207,7 +245,7 @@ class Recorder:
 
     def after(self, move: Move, now: int) -> None:
         """What follows when the handlers of an event have run."""
-        now += 1  # see ``quick``
+        now += 1  # see above: the event took the nanosecond
         for _ in range(move.closes):
             self.pop(now)
         if move.ends_step:
@@ -233,16 +271,32 @@ class Recorder:
     def begin_handler(self, name: int) -> None:
         """Open a handler's span, at the moment at which the one before it ended."""
         self.node = self.rules.handler_root
-        self.push(name, self.clock)
+        pen = self.pen
+        row = pen.next_row
+        if self.muted or row >= pen.last_row:
+            self.push(name, self.clock)
+            return
+        pen.put1(
+            pen.target, row * 32 - pen.base,
+            self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, 0, self.clock,
+        )  # fmt: skip
+        pen.next_row = row + 1
+        self.stack.append(row)
 
     def end_handler(self, height: int) -> int:
         """Close a handler's span. Return ``height``, or 0 if recording has ended meanwhile."""
         if not self.ident:
             return 0
-        self.clock = now = time.monotonic_ns() + self.offset
-        if len(self.stack) > height + 1:
+        self.clock = now = monotonic_ns() + self.offset
+        stack, pen = self.stack, self.pen
+        if len(stack) > height + 1:
             self.unwind(height + 1, now)
-        self.pop(now)
+        row = stack[-1]
+        if row >= pen.first:
+            pen.put_end(pen.target, row * 32 + 16 - pen.base, now)
+        elif row:
+            pen.close(row, now, 0)
+        stack.pop()
         return height
 
     def end_event(self, move: Move) -> None:
@@ -397,3 +451,12 @@ class Recorder:
         self.resuming = interrupted
         self.muted = False
         self.node = self.rules.root
+
+
+#: How an event without handlers is carried out.
+ACTIONS = {
+    BOUNDARY: Recorder.pass_boundary,
+    OPENS: Recorder.open_container,
+    CLOSES: Recorder.close_containers,
+    OTHER: Recorder.slowly,
+}

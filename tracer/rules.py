@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from firetrace.tracer.journal import Flag
 
@@ -57,6 +57,9 @@ KEEP, AS_THEY_ARE, ONE_AHEAD = 0, 1, 2
 #: What a move finds of the guess: none was made or it stands; it was right; another phase ended;
 #: none did.
 NO_GUESS, RIGHT, RENAME, DROP = 0, 1, 2, 3
+
+#: Shapes of moves: at most one span ends and one opens after; a container opens; containers close.
+OTHER, BOUNDARY, OPENS, CLOSES = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,11 @@ class Move:
     is_boundary: bool = False
     begins_step: bool = False
     ends_step: bool = False
-    #: A move that the running loop makes all the time: at most one span ends, one opens before
-    #: the event and one after it. -1: none.
-    quick: bool = False
-    quick_ends: bool = False
-    quick_opens: int = -1
-    quick_then: int = -1
+    shape: int = OTHER  #: for the recorder's short cuts: the moves that a running loop makes
+    quick_ends: bool = False  #: one span ends before the event
+    quick_opens: int = -1  #: the one that opens before it; -1: none
+    quick_then: int = -1  #: the one that opens after it; -1: none
+    action: Any = None  #: what the recorder does when the event has no handlers
 
 
 class Rules:
@@ -200,7 +202,7 @@ class Rules:
         return found
 
     def _settle(self, node: Node, move: Move) -> Move:
-        """Say what a move does to the guess that was open, and whether it is a quick one."""
+        """Say what a move does to the guess that was open, and which shape it has."""
         if node.guess is not None and (move.is_boundary or move.target is not node):
             if move.phase == node.guess:
                 move.guess = RIGHT
@@ -210,14 +212,15 @@ class Rules:
                 move.guess = DROP
                 move.guess_flags = GUESS | (move.cut_flags if move.reason else VOID)
         ends = move.ended + (move.guess == RIGHT)
-        if (
-            ends <= 1 and move.guess in (NO_GUESS, RIGHT) and not move.cut and not move.late
-            and (move.phase is None or move.guess == RIGHT) and not move.plans
-            and len(move.opens) <= 1 and len(move.then) <= 1
-        ):  # fmt: skip
-            move.quick = True
-            move.quick_ends = bool(ends)
-            move.quick_opens = move.opens[0] if move.opens else -1
+        unusual = move.cut or move.late or move.plans or move.guess in (RENAME, DROP)
+        if unusual or ends > 1 or (move.phase is not None and move.guess != RIGHT):
+            return move
+        if not (move.opens or move.closes or move.then or move.counts):
+            move.shape, move.quick_ends = BOUNDARY, bool(ends)
+        elif move.closes and not (move.opens or move.then or move.counts or ends):
+            move.shape = CLOSES
+        elif len(move.opens) == 1 and len(move.then) <= 1 and move.counts and not move.closes + ends:
+            move.shape, move.quick_opens = OPENS, move.opens[0]
             move.quick_then = move.then[0] if move.then else -1
         return move
 
@@ -280,7 +283,8 @@ class Rules:
             then=self._names(rule.then),
             counts=rule.counts,
             plans=RUN in late or text in ("STARTED", "EPOCH_STARTED"),
-            is_boundary=rule.boundary,
+            # After DATALOADER_STOP_ITERATION the loader starts first, then the fetch.
+            is_boundary=rule.boundary and GET_BATCH not in rule.ends,
             begins_step=STEP in late + opens,
             ends_step=STEP in node.frames and STEP not in after,
         )

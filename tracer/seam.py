@@ -56,6 +56,7 @@ class Seam:
     def __init__(self, engine: Any, tracer: EngineTracer | None, below: Any = None) -> None:
         self.engine_ref = weakref.ref(engine)
         self.tracer = tracer
+        self.recorder: Recorder | None = None  # of the thread in which the engine runs
         self.below = below  # what another tool had put there before
 
     def original(self, engine: Any) -> Any:
@@ -83,7 +84,7 @@ class Seam:
         engine = self.engine_ref()
         twin = memo.get(id(engine))
         if twin is None:
-            return self  # the method was copied without its engine
+            return self  # it was copied without its engine
         return type(self)(twin, None, copy.deepcopy(self.below, memo))
 
     def __reduce__(self) -> Any:
@@ -108,16 +109,12 @@ class FireEvent(Seam):
     def __call__(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Run the handlers of an event exactly as ignite does, and record what runs."""
         engine = self.engine_ref() or self.engine()
-        tracer = self.tracer
-        if tracer is None:
+        recorder, tracer = self.recorder, self.tracer
+        if recorder is None or recorder.ident != get_ident():
+            recorder = tracer.rebind() if tracer is not None else None
+        if tracer is None or recorder is None:
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return None
-        recorder = tracer.recorder
-        if recorder is None or recorder.ident != get_ident():
-            recorder = tracer.rebind()
-            if recorder is None:
-                self.original(engine)(event_name, *event_args, **event_kwargs)
-                return None
         if not self.replaces:
             return self._around(engine, recorder, event_name, event_args, event_kwargs)
 
@@ -134,8 +131,9 @@ class FireEvent(Seam):
         try:
             move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
             now = monotonic_ns() + recorder.offset
-            if move.quick and not handlers:
-                return recorder.quick(move, now, engine)
+            if not handlers:
+                move.action(recorder, move, now, engine)
+                return None
             recorder.before(move, now, engine)
             height = recorder.begin_event(move, now)
         except Exception as error:
@@ -195,6 +193,8 @@ class FireEvent(Seam):
                 tracer.guarded(recorder.event_failed, move, height, error)
             raise
         if height:
+            recorder.clock = recorder.now()
+            tracer.guarded(recorder.unwind, height, recorder.clock)
             tracer.guarded(recorder.end_event, move)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from firetrace.tracer.journal import ROW, ROW_BYTES
+from firetrace.tracer.journal import FIRST_ROW, ROW, ROW_BYTES
 
 #: File systems on which a mapped page that was reserved is a page that can be written: local, on
 #: Linux, no copy on write. Elsewhere (NFS, Lustre, FUSE, btrfs, ZFS) a full disk would be SIGBUS.
@@ -71,7 +71,8 @@ class Pen:
     def __init__(self, fd: int, next_window: NextWindow) -> None:
         self.fd = fd
         self.next_row = self.last_row = 0
-        self.base = self.first = 0
+        self.base = 0
+        self.first = FIRST_ROW
         self.target: Any = fd
         self.put1 = _pwrite(ROW)
         self.put2 = _pwrite(_ROWS2)
@@ -122,6 +123,16 @@ class Pen:
         self.fd = self.target = -1
 
 
+def reserve(fd: int, offset: int, length: int) -> None:
+    """Make sure of pages before they are mapped: a full disk is an OSError here, no SIGBUS later.
+
+    Written as zeros: after ``posix_fallocate`` alone each page faults and asks the file system for
+    its block at the first store, 0.5 us an iteration on ext4 against 0.1.
+    """
+    if os.pwrite(fd, bytes(length), offset) != length:
+        raise OSError("short write: the disk is full, or a quota is")
+
+
 def _pwrite(what: struct.Struct) -> Callable[..., None]:
     pack, size, pwrite = what.pack, what.size, os.pwrite
 
@@ -158,9 +169,8 @@ class MappedPen(Pen):
         next_row, last_row = self._next_window(self)
         grain = mmap.ALLOCATIONGRANULARITY
         base = next_row * ROW_BYTES // grain * grain
+        reserve(self.fd, next_row * ROW_BYTES, (last_row - next_row) * ROW_BYTES)
         length = last_row * ROW_BYTES - base
-        # Reserved now, so that a full disk is an OSError here and no SIGBUS at a store later.
-        os.posix_fallocate(self.fd, base, length)
         window = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED, offset=base)
         if self.target is not None:
             self.target.close()

@@ -98,8 +98,11 @@ class Table:
         return int(max(self.rows["start"].max(), self.rows["end"].max())) if len(self) else 0
 
 
-def table(reader: JournalReader) -> Table:
-    """What the reader has read so far, as a table."""
+def table(reader: JournalReader, final: bool = False) -> Table:
+    """What the reader has read so far, as a table.
+
+    ``final``: the reader will not be polled again, so its arrays need no copy.
+    """
     rows, numbers = reader.rows, reader.numbers
     if len(numbers) > 1 and not (numbers[1:] > numbers[:-1]).all():
         order = np.argsort(numbers, kind="stable")
@@ -120,7 +123,7 @@ def table(reader: JournalReader) -> Table:
         keep[special] = False
         keep[damaged] = False
         rows, numbers = _hoist(rows, numbers, keep)
-    else:
+    elif not final:
         rows, numbers = rows.copy(), numbers.copy()
     return Table(
         reader.path, reader.header, reader.meta, numbers, rows, scalars, count,
@@ -156,4 +159,4 @@ def read_table(path: Path) -> Table:
     """
     with JournalReader(path) as reader:
         reader.poll()
-        return table(reader)
+        return table(reader, final=True)
