@@ -34,6 +34,8 @@ def recorded(handler: TraceHandler) -> Table:
     table = read_table(open_run(directory).newest)
     assert_well_formed(table)
     assert not len(table.open_positions())
+    assert table.meta.stopped is None
+    assert not table.damaged
     return table
 
 
@@ -113,6 +115,19 @@ def test_the_tree_of_a_monai_training() -> None:
     assert text.endswith("  COMPLETED\n")
     assert table.meta.runs[int(table.numbers[0])]["max_epochs"] == 2
     assert table.meta.runs[int(table.numbers[0])]["epoch_length"] == 3
+
+
+def test_every_epoch_has_the_same_tree() -> None:
+    """What was learned in one epoch does not change what the later ones look like."""
+    engine = plain_engine()
+    handler = TraceHandler()
+    handler.attach(engine)
+    engine.run([1, 2, 3], max_epochs=7)
+    (run,) = tree(recorded(handler))
+    epochs = [outline(children) for name, children in run[1] if name == "epoch"]
+    assert len(epochs) == 7
+    assert len(set(epochs[1:])) == 1
+    assert "DATALOADER_STOP_ITERATION\n  loader\n  get_batch\n  GET_BATCH_COMPLETED" in epochs[1]
 
 
 def test_spans_say_where_they_belong() -> None:

@@ -135,7 +135,7 @@ class Recorder:
                 pen.close(top, now, 0)
             stack.pop()
         self.boundary = later = now + 1
-        self.node = node = move.target.entry
+        self.node = node = move.target.entry if move.is_boundary else move.target
         parent, lane, epoch, iteration = stack[-1], self.lane, self.epoch, self.iteration
         guess = node.guess
         if guess is None or not move.is_boundary:
@@ -166,7 +166,7 @@ class Recorder:
         if move.begins_step:
             self.steps += 1
         self.boundary = later = now + 1
-        self.node = node = move.target.entry
+        self.node = node = move.target.entry if move.is_boundary else move.target
         lane, then, flags = self.lane, move.quick_then, 0
         if then < 0 and node.guess is not None:
             then, flags = node.guess, GUESS
