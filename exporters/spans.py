@@ -162,7 +162,8 @@ def _failure(
     recorded = {
         key: value for key, value in exception.items() if key.startswith("exception.") and value
     }
-    event = Event("exception", recorded, timestamp=int(exception.get("time") or end or 0))
+    at = exception.get("time")
+    event = Event("exception", recorded, timestamp=at if isinstance(at, int) and at > 0 else end)
     return (event,), Status(StatusCode.ERROR, str(exception.get("exception.message", "")))
 
 

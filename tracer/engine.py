@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from threading import get_ident
+from threading import current_thread, get_ident
 from typing import Any
 
 from firetrace.tracer.recorder import Recorder
@@ -33,6 +33,7 @@ class EngineTracer:
         self._run_ended = run_ended
         self._recorders: dict[int, Recorder] = {}
         self._thread = 0  # in which the engine runs now
+        self._detached = False
         self._seams: list[Seam] = []
         run = Run if hasattr(engine, Run.name) else PublicRun
         for seam in (FireEvent, run, LegacyRun, Loader):
@@ -44,23 +45,27 @@ class EngineTracer:
 
     def _put(self, engine: Any, kind: type[Seam]) -> None:
         seam = kind(engine, self, own_attribute(engine, kind.name))
-        setattr(engine, kind.name, seam.__call__)  # a bound method: quicker than a callable object
+        setattr(engine, kind.name, seam.stands_in)
         self._seams.append(seam)
 
     def detach(self) -> None:
         """Put the engine back as it was. A seam that another tool has covered stays, inert."""
         engine = self.engine_ref()
+        self._detached = True
         for seam in reversed(self._seams):
+            on_top = engine is not None and own_attribute(engine, seam.name) == seam.stands_in
             seam.tracer = seam.recorder = None
-            if engine is None or own_attribute(engine, seam.name) != seam.__call__:
+            if not on_top:
                 continue
             if seam.below is None:
                 delattr(engine, seam.name)
             else:
                 setattr(engine, seam.name, seam.below)
+        if not self._thread:  # else ``leave`` does this, when the run has ended
+            self._forget()
+
+    def _forget(self) -> None:
         for recorder in self._recorders.values():
-            if recorder.ident == get_ident():
-                self.guarded(recorder.end_run, None)
             recorder.ident = 0
 
     # Failures of firetrace's own
@@ -82,14 +87,14 @@ class EngineTracer:
 
     def rebind(self) -> Recorder | None:
         """The recorder for the calling thread; None while the engine runs in another one."""
-        if self.recording.ended or self._thread not in (0, get_ident()):
+        if self.recording.ended or self._detached or self._thread not in (0, get_ident()):
             return None
         return self.guarded(self._rebind)  # type: ignore[no-any-return]
 
     def _rebind(self) -> Recorder | None:
         ident = get_ident()
         recorder = self._recorders.get(ident)
-        if recorder is None:
+        if recorder is None or recorder.track.thread() is not current_thread():
             recorder = self.recording.recorder(self.label, id(self))
             if recorder is None:
                 return None
@@ -120,11 +125,12 @@ class EngineTracer:
     def leave(self, recorder: Recorder, error: BaseException | None) -> None:
         """A run has returned, or raised ``error``."""
         self._thread = 0
-        if not recorder.ident:
-            return
-        self.guarded(recorder.end_run, error)
-        if recorder.base == 1:
-            self._run_ended()
+        if recorder.ident:
+            self.guarded(recorder.end_run, error)
+            if recorder.base == 1:
+                self._run_ended()
+        if self._detached:
+            self._forget()
 
 
 def own_attribute(engine: Any, name: str) -> Any:
@@ -136,4 +142,21 @@ def own_attribute(engine: Any, name: str) -> Any:
     found = getattr(engine, name, None)
     function = getattr(found, "__func__", None)
     of_class = getattr(type(engine), name, None)
-    return None if function is not None and function is of_class else found
+    if function is not None and function is of_class:
+        return None
+    behind = getattr(found, "__self__", None)
+    if isinstance(behind, Seam) and behind.tracer is None:
+        return behind.below  # an inert seam of ours, in a copy of a traced engine
+    if function is None and getattr(behind, "__func__", None) is of_class is not None:
+        return None  # the same in an engine that was unpickled
+    return found
+
+
+def traces(engine: Any, recording: Recording) -> bool:
+    """Whether the engine is already recorded there, by whichever handler."""
+    found = own_attribute(engine, FireEvent.name)
+    while isinstance(seam := getattr(found, "__self__", None), Seam):
+        if seam.tracer is not None and seam.tracer.recording is recording:
+            return True
+        found = seam.below
+    return False

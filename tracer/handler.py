@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from firetrace.tracer.engine import EngineTracer
+from firetrace.tracer.engine import EngineTracer, traces
 from firetrace.tracer.recording import Settings, shared
 from firetrace.tracer.writer import MAX_BYTES
 
@@ -73,7 +73,7 @@ class TraceHandler:
         self._tracers: weakref.WeakKeyDictionary[Any, weakref.ref[EngineTracer]]
         self._tracers = weakref.WeakKeyDictionary()
         self._leave = weakref.finalize(self, self._recording.leave)
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a signal handler may call close()
 
     @property
     def directory(self) -> Path | None:
@@ -81,9 +81,9 @@ class TraceHandler:
         return self._recording.directory
 
     def attach(self, engine: Engine) -> None:
-        """Record this engine from now on. Attaching twice changes nothing."""
+        """Record this engine from now on. Attaching twice to the same run changes nothing."""
         with self._guard:
-            if engine not in self._tracers:
+            if not traces(engine, self._recording):
                 tracer = EngineTracer(engine, self._recording, self._run_ended)
                 self._tracers[engine] = weakref.ref(tracer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 
@@ -30,7 +31,11 @@ def describe(handler: Any) -> tuple[str, dict[str, Any]]:
     owner = getattr(target, "__self__", None)
     function = getattr(target, "__func__", target)
     qualified = getattr(function, "__qualname__", None)
-    if owner is not None and not isinstance(owner, type) and isinstance(qualified, str):
+    if (
+        owner is not None
+        and not isinstance(owner, (type, ModuleType))
+        and isinstance(qualified, str)
+    ):
         # The class of the object says more than the base class that defines the method.
         name = f"{type(owner).__qualname__}.{qualified.rpartition('.')[2]}"
     elif isinstance(qualified, str):

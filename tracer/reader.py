@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ from firetrace.tracer.journal import (
 def printable(text: str) -> str:
     """``text`` without lone surrogates, which no encoder takes."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _encodable(value: Any) -> Any:
+    """A JSON value with every text made ``printable``."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    return value
 
 
 class Meta:
@@ -83,6 +93,8 @@ class Meta:
         for text in data[:complete].splitlines():
             try:
                 line = json.loads(text)
+                if b"\\ud" in text:  # perhaps a lone surrogate, from a file name for example
+                    line = _encodable(line)
                 taker = self._takers.get(line["type"])
                 if taker is not None:
                     taker(line)
@@ -133,6 +145,7 @@ class JournalReader:
         except JournalError:
             os.close(self._fd)
             raise
+        self._close = weakref.finalize(self, os.close, self._fd)
         self.meta = Meta(self.path.with_suffix(".meta.jsonl"))
         self._rows = np.empty(0, ROW_DTYPE)
         self._numbers = np.empty(0, np.uint32)
@@ -154,7 +167,7 @@ class JournalReader:
 
     def close(self) -> None:
         """Close the file; what was read stays."""
-        os.close(self._fd)
+        self._close()
 
     def __enter__(self) -> JournalReader:
         return self
@@ -234,7 +247,8 @@ class JournalReader:
     def _pread(self, first: int, count: int) -> Rows:
         """Read slots to where the next rows go. Return those that the file has."""
         room = self._rows[self._count : self._count + count]
-        length = os.preadv(self._fd, [room.view(np.uint8)], first * ROW_BYTES)
+        buffer: Any = room.view(np.uint8)
+        length = os.preadv(self._fd, [buffer], first * ROW_BYTES)
         return room[: length // ROW_BYTES]
 
     def _make_room(self, count: int) -> None:

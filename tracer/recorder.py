@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+import weakref
 from time import monotonic_ns
 from typing import Any
 
@@ -34,7 +35,6 @@ from firetrace.tracer.writer import JournalWriter
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
 #: The last core event of a run that returned without COMPLETED -> why.
 ENDINGS = {"TERMINATE": "terminate", "EXCEPTION_RAISED": "exception"}
-MOST_TEXT = 64 * 1024  # characters of a stacktrace that are kept, the last ones
 
 
 class ThreadTrack:
@@ -44,7 +44,9 @@ class ThreadTrack:
         self.ident = threading.get_ident()
         self.pen: Pen = writer.pen()
         self.stack: list[int] = [0]  # row numbers, outermost first; 0 at the bottom: no parent
-        self.noted = 0  # ``id`` of the exception that was noted last
+        self.thread = weakref.ref(threading.current_thread())  # idents are used again
+        self.running = 0  # runs of engines, one inside the other
+        self.noted = 0  # ``id`` of the exception that is passing and has been noted
 
 
 class Recorder:
@@ -234,6 +236,8 @@ class Recorder:
         if move.cut:
             for _ in range(move.cut):
                 self._cut(now, move.reason, move.cut_flags)
+            if move.ends_step:
+                self.muted = False  # the step is over before its event's handlers run
         if move.begins_step:
             self._begin_step()
         for name in move.late:
@@ -264,6 +268,8 @@ class Recorder:
 
     def begin_event(self, move: Move, now: int) -> int:
         """Open an event's span. Return the stack's height, which is never 0."""
+        if move.text != "EXCEPTION_RAISED":
+            self.track.noted = 0  # whatever was raised before is not passing any more
         self.push(move.name, now)
         self.clock = now
         return len(self.stack)
@@ -302,6 +308,7 @@ class Recorder:
     def end_event(self, move: Move) -> None:
         """Close an event's span and do what follows it."""
         if self.ident:
+            self.track.noted = 0  # EXCEPTION_RAISED: its handlers have swallowed the exception
             self.pop(self.clock)
             self.after(move, self.clock)
 
@@ -309,7 +316,9 @@ class Recorder:
         """A handler has raised: the event ends here, what encloses it is still open."""
         if self.ident:
             self.failed(error)
-            self.unwind(height - 1, self.now(), "exception", CUT | ERROR)
+            now = self.now()
+            self.unwind(height - 1, now, "exception", CUT | ERROR)
+            self.boundary = now + 1
             self.node = move.held
 
     def end_phase(self, name: str) -> None:
@@ -378,7 +387,7 @@ class Recorder:
 
     def _cut(self, now: int, reason: str, flags: int) -> None:
         row = self.stack[-1]
-        if row and reason:
+        if row and reason and self.writer.text_room():
             self.writer.note("end_reason", row=row, reason=reason)
         self.pop(now, flags)
 
@@ -388,6 +397,11 @@ class Recorder:
         """Close what is open above ``depth``."""
         while len(self.stack) > depth:
             self._cut(now, reason, flags)
+
+    def raised(self, move: Move, error: Any) -> None:
+        """Ignite hands an exception to its EXCEPTION_RAISED handlers, who may swallow it."""
+        if move.text == "EXCEPTION_RAISED" and isinstance(error, BaseException):
+            self.failed(error)
 
     def failed(self, error: BaseException) -> None:
         """Note an exception on the innermost open row, once, as OpenTelemetry's conventions say."""
@@ -402,24 +416,33 @@ class Recorder:
         except Exception:
             message = "<its __str__ failed>"
         stack = "".join(traceback.format_exception(kind, error, error.__traceback__))
+        room = self.writer.text_room()  # exceptions are always counted, their texts have a budget
+        if not room:
+            return
         self.writer.note(
             "exception", row=row, time=self.now(),
             **{
                 "exception.type": module + kind.__qualname__,
-                "exception.message": message[:MOST_TEXT],
-                "exception.stacktrace": stack[-MOST_TEXT:],
+                "exception.message": message[:room],
+                "exception.stacktrace": stack[-room:],
             },
         )  # fmt: skip
 
     # A whole run
 
-    def begin_loader(self) -> None:
-        """``iter(dataloader)`` begins. What was taken for fetching until now was not."""
+    def begin_loader(self) -> int:
+        """``iter(dataloader)`` begins. What was taken for fetching until now was not.
+
+        Return the stack's height, 0 if the loader is not recorded: no run is known to be open.
+        """
+        if not self.node.frames:
+            return 0
         now = self.now()
         if self.node.guess is not None:
             self.pop(now, GUESS | VOID)
             self.node = self.node.base
         self.push(self.writer.name(*LOADER), now)
+        return len(self.stack)
 
     def end_loader(self) -> None:
         """``iter(dataloader)`` has returned; in a step, the fetch of its first batch begins."""
@@ -427,8 +450,16 @@ class Recorder:
         self.pop(now)
         self._guess(now)
 
+    def loader_failed(self, height: int, error: BaseException) -> None:
+        """``iter(dataloader)`` has raised: the loader's span ends here."""
+        self.failed(error)
+        self.unwind(height - 1, self.now(), "exception", CUT | ERROR)
+
     def begin_run(self) -> None:
         """``engine.run`` was called: rows of this engine lie above what is open now."""
+        if not self.track.running:  # what is open then was begun outside of a run, and never ended
+            self.unwind(1, self.now())
+        self.track.running += 1
         self.base = len(self.stack)
         self.node = self.rules.root
         self.muted = False
@@ -447,6 +478,7 @@ class Recorder:
             self.unwind(self.base, now, "exception", CUT | ERROR)
         else:
             self.unwind(self.base, now, reason)
+        self.track.running -= 1
         self.track.noted = 0
         self.resuming = interrupted
         self.muted = False

@@ -76,7 +76,7 @@ class Recording:
             assert self.writer is not None
             ident = threading.get_ident()
             track = self._tracks.get(ident)
-            if track is None:
+            if track is None or track.thread() is not threading.current_thread():
                 track = self._tracks[ident] = ThreadTrack(self.writer)
             recorder = Recorder(self.writer, Rules(self.writer.name), track, engine, key)
             self._recorders.append(recorder)

@@ -219,7 +219,9 @@ class Rules:
             move.shape, move.quick_ends = BOUNDARY, bool(ends)
         elif move.closes and not (move.opens or move.then or move.counts or ends):
             move.shape = CLOSES
-        elif len(move.opens) == 1 and len(move.then) <= 1 and move.counts and not move.closes + ends:
+        elif (
+            len(move.opens) == 1 and len(move.then) <= 1 and move.counts and not move.closes + ends
+        ):
             move.shape, move.quick_opens = OPENS, move.opens[0]
             move.quick_then = move.then[0] if move.then else -1
         return move
@@ -264,7 +266,9 @@ class Rules:
         if cut and ended:  # what is cut is deeper than what ends by itself, never the reverse
             cut, ended = cut + ended, 0
         late = inside[kept:]
-        open_now = inside + opens
+        if text == "ITERATION_STARTED" and late == (STEP,):  # data=None: nothing was fetched
+            late, opens = NOTHING, (STEP, *opens)
+        open_now = inside[: kept + len(late)] + opens
         after = open_now[: len(open_now) - rule.closes] + rule.then
         return Move(
             event,
@@ -342,7 +346,7 @@ class Rules:
             event,
             self._intern("event", text),
             text,
-            held=held or node,
+            held=held or node.base,
             target=target,
             phase=None if phase is None else self._intern("phase", phase),
             is_boundary=is_boundary,

@@ -76,6 +76,11 @@ class Seam:
             raise ReferenceError(f"the engine of this {self.name} no longer exists")
         return engine
 
+    @property
+    def stands_in(self) -> Any:
+        """What is put into the engine: a bound method is quicker to call than an object."""
+        return self.__call__
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
         return self.original(self.engine())(*args, **kwargs)
@@ -119,7 +124,11 @@ class FireEvent(Seam):
             return self._around(engine, recorder, event_name, event_args, event_kwargs)
 
         # ignite builds this text for every event, which costs more than recording it.
-        if engine.logger.isEnabledFor(DEBUG):
+        try:
+            debugging = engine.logger.isEnabledFor(DEBUG)
+        except AttributeError:  # a logger of the user's own making
+            debugging = True
+        if debugging:
             state = engine.state
             engine.logger.debug(
                 f"{state.epoch} | {state.iteration}, Firing handlers for event {event_name}"
@@ -134,6 +143,8 @@ class FireEvent(Seam):
             if not handlers:
                 move.action(recorder, move, now, engine)
                 return None
+            if event_args:
+                recorder.raised(move, event_args[0])
             recorder.before(move, now, engine)
             height = recorder.begin_event(move, now)
         except Exception as error:
@@ -247,9 +258,14 @@ class Loader(Seam):
         recorder = tracer.running() if tracer is not None else None
         if tracer is None or recorder is None or engine.state.dataloader is None:
             return setup(*args, **kwargs)
-        tracer.guarded(recorder.begin_loader)
-        result = setup(*args, **kwargs)  # if it raises, the run's end closes what is open
-        if recorder.ident:
+        height = tracer.guarded(recorder.begin_loader)
+        try:
+            result = setup(*args, **kwargs)
+        except BaseException as error:
+            if height and recorder.ident:
+                tracer.guarded(recorder.loader_failed, height, error)
+            raise
+        if height and recorder.ident:
             tracer.guarded(recorder.end_loader)
         return result
 
@@ -267,6 +283,14 @@ class PrepareBatch(Seam):
         if tracer is not None and recorder is not None:
             tracer.guarded(recorder.end_phase, self.name)
         return result
+
+    @property
+    def stands_in(self) -> Any:
+        """The object itself: the function may be an object that has attributes."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["below"], name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.below, memo)

@@ -98,6 +98,8 @@ class Pen:
 
     def close(self, row: int, end: int, flags: int) -> None:
         """Close a row in place: its flags (where not 0), then its end."""
+        if row < FIRST_ROW:
+            raise ValueError(f"row {row} is none")  # a mistake of ours must not reach the header
         if flags:
             self._patch(_FLAGS, row, _FLAGS_AT, flags)
         self._patch(_END, row, _END_AT, end)
@@ -172,10 +174,11 @@ class MappedPen(Pen):
         reserve(self.fd, next_row * ROW_BYTES, (last_row - next_row) * ROW_BYTES)
         length = last_row * ROW_BYTES - base
         window = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED, offset=base)
-        if self.target is not None:
-            self.target.close()
-        self.target, self.base, self.first = window, base, base // ROW_BYTES
+        full = self.target  # closed last: Ctrl-C may come between any two lines
+        self.target, self.base, self.first = window, base, max(FIRST_ROW, base // ROW_BYTES)
         self.next_row, self.last_row = next_row, last_row
+        if full is not None:
+            full.close()
 
     def release(self) -> None:
         """Unmap as well."""

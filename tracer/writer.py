@@ -30,6 +30,8 @@ MAX_BYTES = 4 * 2**30
 #: as many of the steps as the one before, so each lasts twice as long: a run that would write a
 #: thousand times its budget still has its newest steps. The rest is for runs, epochs and errors.
 FULL_SHARE, STEPS_SHARE, LEVELS = 1 / 2, 15 / 16, 16
+TEXT_SHARE = 1 / 16  # of the budget, for texts of exceptions
+MOST_TEXT = 64 * 1024
 NONE_KEPT = 62  # every 2**62th step
 CLOCK_EVERY_NS = 60 * 10**9
 OTHER = "other"
@@ -120,6 +122,15 @@ class JournalWriter:
         if os.write(self._meta_fd, line) != len(line):
             raise OSError("short write")
         self._meta_bytes += len(line)
+
+    def text_room(self) -> int:
+        """How many characters of an exception's text may be noted; 0: none any more.
+
+        A training that goes on raising must not fill the disk with stacktraces.
+        """
+        if self._meta_bytes > self.max_bytes * TEXT_SHARE:
+            return 0
+        return 500 if self._meta_bytes > self.max_bytes * TEXT_SHARE / 2 else MOST_TEXT
 
     def name(self, kind: str, text: str, **code: Any) -> int:
         """The id of a name, the same for the same kind and text."""

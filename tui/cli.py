@@ -33,6 +33,8 @@ Runs go to ./firetrace-runs, or to $FIRETRACE_DIR.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a name still works
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.action(arguments)

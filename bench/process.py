@@ -1,0 +1,65 @@
+"""Processes to measure in: nothing that one sample leaves behind may reach the next.
+
+``forked`` is a child of this process as it stands, warm; ``fresh`` is a new interpreter, with
+nothing in its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SampleError(Exception):
+    """A sample could not be taken, so there is nothing to report."""
+
+
+def forked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a fork of this process. What it returns travels as JSON.
+
+    Raises:
+        SampleError: the child failed; its traceback is on stderr.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    inlet, outlet = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _child(outlet, function, args, kwargs)
+    os.close(outlet)
+    with open(inlet, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if status or not answer:
+        raise SampleError(f"{function.__name__}{args}: the child failed (wait status {status})")
+    result: T = json.loads(answer)
+    return result
+
+
+def _child(outlet: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    status = 1
+    try:
+        answer = json.dumps(function(*args, **kwargs)).encode()
+        with open(outlet, "wb") as pipe:
+            pipe.write(answer)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)  # no atexit hook of the parent's may run here
+
+
+def fresh(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a module's function in a new interpreter that imports only what it needs."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()

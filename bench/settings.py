@@ -1,0 +1,45 @@
+"""How much is measured, and where; the default and the quick form."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The size of each measurement."""
+
+    workspace: Path
+    pairs: int = 24  #: rounds of the recording measurement
+    epochs: int = 15  #: of 1,000 iterations, timed in one of its samples
+    disk_iterations: int = 100_000
+    memory_spans: int = 5_000_000
+    reading_spans: int = 1_000_000
+    reading_pairs: int = 8
+    starts: int = 9
+
+    @classmethod
+    def quick(cls, workspace: Path) -> Settings:
+        """Enough to see a large change; its bounds are wide."""
+        return cls(
+            workspace, pairs=6, epochs=3, disk_iterations=20_000, memory_spans=400_000,
+            reading_spans=200_000, reading_pairs=3, starts=3,
+        )  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """One line on stderr that says what is being measured."""
+
+    shown: int = field(default=0, init=False)
+
+    def __call__(self, text: str) -> None:
+        """Show a text in place of the last one; "" clears the line."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r" + text.ljust(self.shown) + ("\r" if not text else ""))
+            self.shown = len(text)
+        elif text:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
