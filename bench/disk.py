@@ -15,7 +15,7 @@ from bench.settings import Progress, Settings
 
 
 def record(directory: str, iterations: int) -> list[str]:
-    """Record a run of at least so many iterations. For a forked child.
+    """Record a run of at least so many iterations. For a new interpreter.
 
     Returns:
         The paths of the journal's rows and of its Chrome trace, which lies beside the directory.
@@ -38,14 +38,14 @@ def record(directory: str, iterations: int) -> list[str]:
 
 def measure(settings: Settings, progress: Progress) -> list[Row]:
     """Record a run and look at its files."""
-    from bench.process import forked
+    from bench.process import fresh
     from firetrace.tracer.run import open_run
     from firetrace.tracer.table import read_table
 
     progress(f"disk: {settings.disk_iterations:,} iterations")
     with tempfile.TemporaryDirectory(dir=settings.workspace) as folder:
         directory = Path(folder) / "run"
-        journal, trace = forked(record, str(directory), settings.disk_iterations)
+        journal, trace = fresh(record, str(directory), settings.disk_iterations)
         spans = len(read_table(Path(journal)))
         ours = open_run(directory).size_bytes() / spans
         peer = Path(trace).stat().st_blocks * 512 / spans

@@ -59,13 +59,13 @@ def read(
 
 def measure(settings: Settings, progress: Progress) -> list[Row]:
     """Record a run, export it, read both."""
-    from bench.process import forked, fresh
+    from bench.process import fresh
     from bench.training import SPANS
 
     with tempfile.TemporaryDirectory(dir=settings.workspace) as folder:
         progress(f"reading: recording and exporting {settings.reading_spans:,} spans")
         iterations = -(-settings.reading_spans // SPANS)
-        journal, trace = forked(record, str(Path(folder) / "run"), iterations)
+        journal, trace = fresh(record, str(Path(folder) / "run"), iterations)
         rows = []
         for bar in (Bar(20, at_least=True), None):
             state = "on" if bar else "off"

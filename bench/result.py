@@ -91,7 +91,7 @@ def number(value: float) -> str:
 
 def times(value: float) -> str:
     """A ratio."""
-    return f"{value:.3f}x" if abs(value) < 0.1 else f"{number(value)}x"
+    return f"{value:.3f}x" if abs(value) < 1 else f"{number(value)}x"
 
 
 def render(rows: Iterable[Row]) -> str:

@@ -24,7 +24,7 @@ class Settings:
     def quick(cls, workspace: Path) -> Settings:
         """Enough to see a large change; its bounds are wide."""
         return cls(
-            workspace, pairs=6, epochs=3, disk_iterations=20_000, memory_spans=400_000,
+            workspace, pairs=5, epochs=3, disk_iterations=20_000, memory_spans=300_000,
             reading_spans=200_000, reading_pairs=3, starts=3,
         )  # fmt: skip
 

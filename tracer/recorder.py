@@ -46,6 +46,7 @@ class ThreadTrack:
         self.stack: list[int] = [0]  # row numbers, outermost first; 0 at the bottom: no parent
         self.thread = weakref.ref(threading.current_thread())  # idents are used again
         self.running = 0  # runs of engines, one inside the other
+        self.events = 0  # events whose handlers are running, one inside the other
         self.noted = 0  # ``id`` of the exception that is passing and has been noted
 
 
@@ -54,8 +55,8 @@ class Recorder:
 
     __slots__ = (
         "base", "boundary", "clock", "epoch", "ident", "iteration", "lane", "muted", "node",
-        "offset", "pen", "plan", "resuming", "rules", "run_row", "stack", "steps", "track",
-        "writer",
+        "offset", "pen", "plan", "resuming", "rules", "run_row", "stack", "step_name", "steps",
+        "track", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,7 @@ class Recorder:
         self.pen = track.pen
         self.stack = track.stack
         self.lane = writer.lane(engine, key)
+        self.step_name = writer.name("step", "step")
         self.offset = writer.wall_ns - writer.monotonic_ns
         self.node: Node = rules.root
         self.epoch = self.iteration = 0
@@ -204,13 +206,15 @@ class Recorder:
         )  # fmt: skip
         pen.next_row = row + 1
         self.boundary = later = now + 1
-        for _ in range(move.closes):
+        closes = move.closes
+        while closes:
             top = stack[-1]
             if top >= first:
                 put_end(target, top * 32 + 16 - base, later)
             else:
                 pen.close(top, later, 0)
             stack.pop()
+            closes -= 1
         self.node = move.target
         return None
 
@@ -238,11 +242,13 @@ class Recorder:
                 self._cut(now, move.reason, move.cut_flags)
             if move.ends_step:
                 self.muted = False  # the step is over before its event's handlers run
-        if move.begins_step:
-            self._begin_step()
         for name in move.late:
+            if name == self.step_name:
+                self._begin_step()
             self._opened(self.push(name, now, Flag.RESUMED if self.resuming else Flag.LATE))
         for name in move.opens:
+            if name == self.step_name:
+                self._begin_step()
             self._opened(self.push(name, now))
         if move.plans:
             self._plan(engine)
@@ -270,6 +276,7 @@ class Recorder:
         """Open an event's span. Return the stack's height, which is never 0."""
         if move.text != "EXCEPTION_RAISED":
             self.track.noted = 0  # whatever was raised before is not passing any more
+        self.track.events += 1
         self.push(move.name, now)
         self.clock = now
         return len(self.stack)
@@ -307,6 +314,7 @@ class Recorder:
 
     def end_event(self, move: Move) -> None:
         """Close an event's span and do what follows it."""
+        self.track.events -= 1
         if self.ident:
             self.track.noted = 0  # EXCEPTION_RAISED: its handlers have swallowed the exception
             self.pop(self.clock)
@@ -314,6 +322,7 @@ class Recorder:
 
     def event_failed(self, move: Move, height: int, error: BaseException) -> None:
         """A handler has raised: the event ends here, what encloses it is still open."""
+        self.track.events -= 1
         if self.ident:
             self.failed(error)
             now = self.now()
@@ -457,8 +466,8 @@ class Recorder:
 
     def begin_run(self) -> None:
         """``engine.run`` was called: rows of this engine lie above what is open now."""
-        if not self.track.running:  # what is open then was begun outside of a run, and never ended
-            self.unwind(1, self.now())
+        if not self.track.running and not self.track.events:
+            self.unwind(1, self.now())  # it was begun outside of a run, and never ended
         self.track.running += 1
         self.base = len(self.stack)
         self.node = self.rules.root

@@ -211,6 +211,8 @@ class Rules:
             else:
                 move.guess = DROP
                 move.guess_flags = GUESS | (move.cut_flags if move.reason else VOID)
+        elif move.target is node:
+            move.held = node  # the guess stays open, whatever the event's handlers do
         ends = move.ended + (move.guess == RIGHT)
         unusual = move.cut or move.late or move.plans or move.guess in (RENAME, DROP)
         if unusual or ends > 1 or (move.phase is not None and move.guess != RIGHT):

@@ -138,7 +138,10 @@ class FireEvent(Seam):
         first: tuple[Any, ...]
         height = 0  # of the stack above the event's span; 0: this event is not recorded
         try:
-            move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
+            try:
+                move = recorder.node.by_id[id(event_name)]
+            except KeyError:
+                move = recorder.find(event_name)
             now = monotonic_ns() + recorder.offset
             if not handlers:
                 move.action(recorder, move, now, engine)
