@@ -113,41 +113,71 @@ class FireEvent(Seam):
 
     def __call__(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Run the handlers of an event exactly as ignite does, and record what runs."""
-        engine = self.engine_ref() or self.engine()
-        recorder, tracer = self.recorder, self.tracer
+        # The common case first, and nothing else in this function: its size is part of its cost.
+        recorder = self.recorder
+        if recorder is not None and recorder.ident == get_ident() and self.replaces:
+            engine: Any = self.engine_ref()
+            try:
+                # ignite builds a debug text for every event, which costs more than recording it.
+                quiet = not engine.logger.isEnabledFor(DEBUG)
+            except AttributeError:  # a logger of the user's own making, or the engine is gone
+                quiet = False
+            if quiet:
+                engine.last_event_name = event_name
+                handlers = engine._event_handlers[event_name]
+                if handlers:
+                    self._run(engine, recorder, event_name, handlers, event_args, event_kwargs)
+                    return
+                try:
+                    try:
+                        move = recorder.node.by_id[id(event_name)]
+                    except KeyError:
+                        move = recorder.find(event_name)
+                    move.action(recorder, move, monotonic_ns() + recorder.offset, engine)
+                except Exception as error:
+                    self._give_up(error)
+                return
+        self._otherwise(event_name, event_args, event_kwargs)
+
+    def _otherwise(self, event_name: Any, event_args: Any, event_kwargs: Any) -> None:
+        """An event in another thread, of an engine that is not traced, with DEBUG on, ..."""
+        engine, recorder, tracer = self.engine(), self.recorder, self.tracer
         if recorder is None or recorder.ident != get_ident():
             recorder = tracer.rebind() if tracer is not None else None
-        if tracer is None or recorder is None:
+        if recorder is None:
             self.original(engine)(event_name, *event_args, **event_kwargs)
-            return None
+            return
         if not self.replaces:
-            return self._around(engine, recorder, event_name, event_args, event_kwargs)
-
-        # ignite builds this text for every event, which costs more than recording it.
-        try:
-            debugging = engine.logger.isEnabledFor(DEBUG)
-        except AttributeError:  # a logger of the user's own making
-            debugging = True
-        if debugging:
-            state = engine.state
-            engine.logger.debug(
-                f"{state.epoch} | {state.iteration}, Firing handlers for event {event_name}"
-            )
+            self._around(engine, recorder, event_name, event_args, event_kwargs)
+            return
+        state = engine.state
+        engine.logger.debug(
+            f"{state.epoch} | {state.iteration}, Firing handlers for event {event_name}"
+        )
         engine.last_event_name = event_name
         handlers = engine._event_handlers[event_name]
+        self._run(engine, recorder, event_name, handlers, event_args, event_kwargs)
+
+    def _give_up(self, error: Exception) -> int:
+        """Firetrace itself has failed; 0 is the height of a stack that is not written to."""
+        return self.tracer.give_up(error) if self.tracer is not None else 0
+
+    def _run(
+        self, engine: Any, recorder: Recorder, event_name: Any, handlers: Any,
+        event_args: Any, event_kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Run an event's handlers as ignite's ``_fire_event`` does, with a span around each."""
+        tracer = self.tracer
+        if tracer is None:  # detached by another thread, just now
+            self.original(engine)(event_name, *event_args, **event_kwargs)
+            return
         first: tuple[Any, ...]
         height = 0  # of the stack above the event's span; 0: this event is not recorded
         try:
-            try:
-                move = recorder.node.by_id[id(event_name)]
-            except KeyError:
-                move = recorder.find(event_name)
-            now = monotonic_ns() + recorder.offset
-            if not handlers:
-                move.action(recorder, move, now, engine)
-                return None
+            move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
             if event_args:
                 recorder.raised(move, event_args[0])
+            now = monotonic_ns() + recorder.offset
             recorder.before(move, now, engine)
             height = recorder.begin_event(move, now)
         except Exception as error:
@@ -181,7 +211,6 @@ class FireEvent(Seam):
             raise
         if height:
             tracer.guarded(recorder.end_event, move)
-        return None
 
     def _around(
         self, engine: Any, recorder: Recorder, event_name: Any, event_args: Any, event_kwargs: Any
@@ -191,7 +220,9 @@ class FireEvent(Seam):
         Its handlers are not told apart then.
         """
         tracer, height = self.tracer, 0
-        assert tracer is not None
+        if tracer is None:
+            self.original(engine)(event_name, *event_args, **event_kwargs)
+            return
         try:
             now = recorder.now()
             move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
