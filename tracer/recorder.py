@@ -15,13 +15,9 @@ from typing import Any
 
 from firetrace.tracer.journal import MAX_ROW, Flag
 from firetrace.tracer.rules import (
-    BOUNDARY,
-    CLOSES,
     DROP,
     LOADER,
     ONE_AHEAD,
-    OPENS,
-    OTHER,
     RENAME,
     RUN,
     Move,
@@ -29,6 +25,7 @@ from firetrace.tracer.rules import (
     Rules,
     in_process_function,
 )
+from firetrace.tracer.shortcuts import ACTIONS
 from firetrace.tracer.storage import Pen
 from firetrace.tracer.writer import JournalWriter
 
@@ -119,111 +116,6 @@ class Recorder:
         move.action = ACTIONS[move.shape]
         return move
 
-    # The moves of a running loop, when the event has no handlers. Each writes the rows that
-    # ``before``, ``instant`` and ``after`` would write, in one store: it is what makes recording
-    # cheap. An event without duration takes the nanosecond in which it fires: what begins after it
-    # begins later, what ends after it ends later, so nesting by time is nesting by parent.
-
-    def pass_boundary(self, move: Move, now: int, engine: Any) -> None:
-        """At most one span ends, the event happens, at most one span opens after it."""
-        pen, stack = self.pen, self.stack
-        row = pen.next_row
-        if row + 2 > pen.last_row or self.muted:
-            return self.slowly(move, now, engine)
-        target, base = pen.target, pen.base
-        if move.quick_ends:
-            top = stack[-1]
-            if top >= pen.first:
-                pen.put_end(target, top * 32 + 16 - base, now)
-            else:
-                pen.close(top, now, 0)
-            stack.pop()
-        self.boundary = later = now + 1
-        self.node = node = move.target.entry if move.is_boundary else move.target
-        parent, lane, epoch, iteration = stack[-1], self.lane, self.epoch, self.iteration
-        guess = node.guess
-        if guess is None or not move.is_boundary:
-            pen.put1(
-                target, row * 32 - base,
-                parent, move.name, lane, 0, epoch, iteration, now, now,
-            )  # fmt: skip
-            pen.next_row = row + 1
-            return None
-        pen.put2(
-            target, row * 32 - base,
-            parent, move.name, lane, 0, epoch, iteration, now, now,
-            parent, guess, lane, GUESS, epoch, iteration, 0, later,
-        )  # fmt: skip
-        pen.next_row = row + 2
-        stack.append(row + 1)
-        return None
-
-    def open_container(self, move: Move, now: int, engine: Any) -> None:
-        """A step or an iteration opens, the event happens, at most one span opens after it."""
-        pen, stack = self.pen, self.stack
-        row = pen.next_row
-        if row + 3 > pen.last_row or self.muted or (move.begins_step and self.writer.every > 1):
-            return self.slowly(move, now, engine)
-        state = engine.state
-        self.epoch = epoch = state.epoch
-        self.iteration = iteration = state.iteration + 1 if move.begins_step else state.iteration
-        if move.begins_step:
-            self.steps += 1
-        self.boundary = later = now + 1
-        self.node = node = move.target.entry if move.is_boundary else move.target
-        lane, then, flags = self.lane, move.quick_then, 0
-        if then < 0 and node.guess is not None:
-            then, flags = node.guess, GUESS
-        if then < 0:
-            pen.put2(
-                pen.target, row * 32 - pen.base,
-                stack[-1], move.quick_opens, lane, 0, epoch, iteration, 0, now,
-                row, move.name, lane, 0, epoch, iteration, now, now,
-            )  # fmt: skip
-            pen.next_row = row + 2
-            stack.append(row)
-            return None
-        pen.put3(
-            pen.target, row * 32 - pen.base,
-            stack[-1], move.quick_opens, lane, 0, epoch, iteration, 0, now,
-            row, move.name, lane, 0, epoch, iteration, now, now,
-            row, then, lane, flags, epoch, iteration, 0, later,
-        )  # fmt: skip
-        pen.next_row = row + 3
-        stack += (row, row + 2)
-        return None
-
-    def close_containers(self, move: Move, now: int, engine: Any) -> None:
-        """The event happens, then one or more containers end."""
-        pen, stack = self.pen, self.stack
-        row = pen.next_row
-        if row >= pen.last_row or self.muted:
-            return self.slowly(move, now, engine)
-        target, base, first, put_end = pen.target, pen.base, pen.first, pen.put_end
-        pen.put1(
-            target, row * 32 - base,
-            stack[-1], move.name, self.lane, 0, self.epoch, self.iteration, now, now,
-        )  # fmt: skip
-        pen.next_row = row + 1
-        self.boundary = later = now + 1
-        closes = move.closes
-        while closes:
-            top = stack[-1]
-            if top >= first:
-                put_end(target, top * 32 + 16 - base, later)
-            else:
-                pen.close(top, later, 0)
-            stack.pop()
-            closes -= 1
-        self.node = move.target
-        return None
-
-    def slowly(self, move: Move, now: int, engine: Any) -> None:
-        """Any move of an event that has no handlers, step by step."""
-        self.before(move, now, engine)
-        self.instant(move.name, now)
-        self.after(move, now)
-
     def before(self, move: Move, now: int, engine: Any) -> None:
         """What an event closes and opens before its handlers run."""
         if move.guess:
@@ -255,7 +147,7 @@ class Recorder:
 
     def after(self, move: Move, now: int) -> None:
         """What follows when the handlers of an event have run."""
-        now += 1  # see above: the event took the nanosecond
+        now += 1  # the event took the nanosecond: see ``shortcuts``
         for _ in range(move.closes):
             self.pop(now)
         if move.ends_step:
@@ -492,12 +384,3 @@ class Recorder:
         self.resuming = interrupted
         self.muted = False
         self.node = self.rules.root
-
-
-#: How an event without handlers is carried out.
-ACTIONS = {
-    BOUNDARY: Recorder.pass_boundary,
-    OPENS: Recorder.open_container,
-    CLOSES: Recorder.close_containers,
-    OTHER: Recorder.slowly,
-}

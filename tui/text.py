@@ -10,7 +10,8 @@ from rich.text import Text
 
 from firetrace.tracer.run import Run, begun_ns
 from firetrace.tui.format import duration, printable, share
-from firetrace.tui.model import Report, Stats
+from firetrace.tui.groups import Stats
+from firetrace.tui.model import Report
 
 WORDS = {
     "running": "is running", "finished": "has finished", "ended": "was ended before its plan",

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import bar, count, duration, share
-from firetrace.tui.model import Stats
+from firetrace.tui.groups import Stats
 from firetrace.tui.widgets.palette import HANDLER, Palette
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
 
