@@ -42,7 +42,6 @@ STEP = Frame("step", "step")
 ITERATION = Frame("iteration", "iteration")
 GET_BATCH = Frame("phase", "get_batch")
 LOADER = Frame("loader", "loader")
-PREPARE_BATCH = "prepare_batch"
 
 #: Rule 3 gets these wrong: (boundary before, event) -> the phase that it closes (None: nothing).
 #: MONAI fires MODEL_COMPLETED after the optimizer's step; in an evaluator directly after FORWARD.
