@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
@@ -233,6 +234,26 @@ def test_a_spent_budget_is_an_error_not_a_larger_file(tmp_path: Path) -> None:
     with pytest.raises(BudgetSpentError, match="131,072 bytes is spent"):
         write_on()
     assert writer.path.stat().st_size <= 2**17
+
+
+@BOTH
+def test_a_late_call_writes_to_nobody_else_s_file(tmp_path: Path, mapped: bool) -> None:
+    """After close the descriptors may be the program's own files: nothing is written to them."""
+    writer = make(tmp_path, mapped)
+    pen = writer.pen()
+    row = pen.open(0, 0, 0, 0, 0, 0, 0, 1)
+    writer.close()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(tmp_path / f"own{i}", "wb")) for i in range(4)]
+        for late in (
+            lambda: writer.note("clock"),
+            lambda: writer.name("event", "late"),
+            lambda: pen.close(row, 2, 0),
+            lambda: pen.open(0, 0, 0, 0, 0, 0, 0, 1),
+        ):
+            with pytest.raises(OSError):  # noqa: PT011 - of any kind
+                late()
+        assert all(os.fstat(file.fileno()).st_size == 0 for file in files)
 
 
 def test_the_floor_of_free_space_is_kept(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable
 from threading import current_thread, get_ident
@@ -11,8 +10,6 @@ from typing import Any
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.recording import Recording, engine_label
 from firetrace.tracer.seam import FireEvent, LegacyRun, Loader, PrepareBatch, PublicRun, Run, Seam
-
-log = logging.getLogger("firetrace")
 
 
 class EngineTracer:
@@ -28,7 +25,6 @@ class EngineTracer:
         self.recording = recording
         self.engine_ref = weakref.ref(engine)
         self.label = engine_label(engine)
-        self.recorder: Recorder | None = None
         self.handler_name: Callable[[Any], int] = lambda handler: 0  # set when recording begins
         self._run_ended = run_ended
         self._recorders: dict[int, Recorder] = {}
@@ -100,15 +96,9 @@ class EngineTracer:
                 return None
             self._recorders[ident] = recorder
             self.handler_name = self.recording.handler_names
-        self.recorder = recorder
         for seam in self._seams:
             seam.recorder = recorder
         return recorder
-
-    def running(self) -> Recorder | None:
-        """The recorder, if the engine is being recorded in the calling thread."""
-        recorder = self.recorder
-        return recorder if recorder is not None and recorder.ident == get_ident() else None
 
     # Runs and events
 

@@ -13,7 +13,7 @@ import weakref
 from time import monotonic_ns
 from typing import Any
 
-from firetrace.tracer.journal import MAX_ROW, Flag
+from firetrace.tracer.journal import Flag
 from firetrace.tracer.rules import (
     DROP,
     LOADER,
@@ -268,8 +268,6 @@ class Recorder:
         if len(self.stack) == self.base + 1:
             self.run_row = row
             self.plan = ()
-        if row >= MAX_ROW:
-            raise OverflowError("the journal has no row numbers left")
 
     def _plan(self, engine: Any) -> None:
         """Note how far the run means to go, where that is new: readers count down to it."""

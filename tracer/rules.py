@@ -345,7 +345,7 @@ class Rules:
     ) -> Move:
         return Move(
             event,
-            self._intern("event", text),
+            -1 if event is None else self._intern("event", text),
             text,
             held=held or node.base,
             target=target,

@@ -76,6 +76,11 @@ class Seam:
             raise ReferenceError(f"the engine of this {self.name} no longer exists")
         return engine
 
+    def running(self) -> Recorder | None:
+        """The recorder, if the engine is being recorded in the calling thread."""
+        recorder = self.recorder
+        return recorder if recorder is not None and recorder.ident == get_ident() else None
+
     @property
     def stands_in(self) -> Any:
         """What is put into the engine: a bound method is quicker to call than an object."""
@@ -135,7 +140,8 @@ class FireEvent(Seam):
                         move = recorder.find(event_name)
                     move.action(recorder, move, monotonic_ns() + recorder.offset, engine)
                 except Exception as error:
-                    self._give_up(error)
+                    if self.tracer is not None:
+                        self.tracer.give_up(error)
                 return
         self._otherwise(event_name, event_args, event_kwargs)
 
@@ -157,10 +163,6 @@ class FireEvent(Seam):
         engine.last_event_name = event_name
         handlers = engine._event_handlers[event_name]
         self._run(engine, recorder, event_name, handlers, event_args, event_kwargs)
-
-    def _give_up(self, error: Exception) -> int:
-        """Firetrace itself has failed; 0 is the height of a stack that is not written to."""
-        return self.tracer.give_up(error) if self.tracer is not None else 0
 
     def _run(
         self, engine: Any, recorder: Recorder, event_name: Any, handlers: Any,
@@ -289,7 +291,7 @@ class Loader(Seam):
         engine = self.engine()
         setup = self.original(engine)
         tracer = self.tracer
-        recorder = tracer.running() if tracer is not None else None
+        recorder = self.running()
         if tracer is None or recorder is None or engine.state.dataloader is None:
             return setup(*args, **kwargs)
         height = tracer.guarded(recorder.begin_loader)
@@ -313,7 +315,7 @@ class PrepareBatch(Seam):
         """Prepare the batch."""
         result = self.below(*args, **kwargs)
         tracer = self.tracer
-        recorder = tracer.running() if tracer is not None else None
+        recorder = self.running()
         if tracer is not None and recorder is not None:
             tracer.guarded(recorder.end_phase, self.name)
         return result

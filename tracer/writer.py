@@ -190,6 +190,8 @@ class JournalWriter:
                     raise BudgetSpentError(f"its budget of {self.max_bytes:,} bytes is spent")
                 self._check_free_space()
                 rows = self._window_bytes // ROW_BYTES
+                if (self._windows + 1) * rows > journal.MAX_ROW:
+                    raise BudgetSpentError(f"its {journal.MAX_ROW:,} row numbers are used up")
                 first, end = self._windows * rows, (self._windows + 1) * rows
                 if self._windows == 0:
                     first = HEADER_BYTES // ROW_BYTES
@@ -250,7 +252,10 @@ class JournalWriter:
                     os.ftruncate(self._fd, used * ROW_BYTES)
             finally:
                 journal.written_here.discard(self.seed)
-                for fd in (self._fd, self._meta_fd, self._lock_fd):
+                held = self._fd, self._meta_fd, self._lock_fd
+                # A late call is an OSError then, not a write to somebody else's descriptor.
+                self._fd = self._meta_fd = self._lock_fd = -1
+                for fd in held:
                     os.close(fd)
 
 
