@@ -18,7 +18,7 @@ from firetrace.tracer import journal, storage
 from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import FIRST_ROW, Flag
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.storage import MappedPen, Pen
+from firetrace.tracer.storage import MappedPen, Pen, label_of, place_of
 from firetrace.tracer.table import read_table, table
 from firetrace.tracer.writer import BudgetSpentError, JournalWriter
 
@@ -69,9 +69,11 @@ def test_both_storages_write_the_same_bytes(tmp_path: Path) -> None:
         pen = writer.pen()
         pen.roll()
         row = pen.next_row
-        pen.put3(
+        label, place = label_of(1, 2, 3), place_of(4, 5)
+        pen.put_oeo(
             pen.target, row * 32 - pen.base,
-            0, 1, 2, 3, 4, 5, 0, 7, row, 9, 10, 11, 12, 13, 14, 15, row, 1, 2, 3, 4, 5, 0, 7,
+            0, label, place, 7, row, label_of(9, 10, 11), place_of(12, 13), 14, 15,
+            row, label, place, 7,
         )  # fmt: skip
         pen.next_row += 3
         pen.rename(row, 77)

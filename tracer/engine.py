@@ -25,7 +25,6 @@ class EngineTracer:
         self.recording = recording
         self.engine_ref = weakref.ref(engine)
         self.label = engine_label(engine)
-        self.handler_name: Callable[[Any], int] = lambda handler: 0  # set when recording begins
         self._run_ended = run_ended
         self._recorders: dict[int, Recorder] = {}
         self._thread = 0  # in which the engine runs now
@@ -51,6 +50,7 @@ class EngineTracer:
         for seam in reversed(self._seams):
             on_top = engine is not None and own_attribute(engine, seam.name) == seam.stands_in
             seam.tracer = seam.recorder = None
+            seam.hold(None)
             if not on_top:
                 continue
             if seam.below is None:
@@ -95,7 +95,6 @@ class EngineTracer:
             if recorder is None:
                 return None
             self._recorders[ident] = recorder
-            self.handler_name = self.recording.handler_names
         for seam in self._seams:
             seam.recorder = recorder
         return recorder
@@ -109,12 +108,17 @@ class EngineTracer:
         recorder = self.rebind()
         if recorder is not None:
             self._thread = get_ident()
+            engine = self.engine_ref()
+            for seam in self._seams:
+                seam.hold(engine)
             self.guarded(recorder.begin_run)
         return recorder
 
     def leave(self, recorder: Recorder, error: BaseException | None) -> None:
         """A run has returned, or raised ``error``."""
         self._thread = 0
+        for seam in self._seams:
+            seam.hold(None)
         if recorder.ident:
             self.guarded(recorder.end_run, error)
             if recorder.base == 1:

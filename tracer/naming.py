@@ -59,36 +59,39 @@ def describe(handler: Any) -> tuple[str, dict[str, Any]]:
 class HandlerNames:
     """Name ids of handlers, remembered for as long as the handler lives.
 
-    Keyed by ``id`` and held by a weak reference that is checked: ids of temporary lambdas repeat.
+    ``known`` is keyed by ``id``: as ids of temporary lambdas repeat, a handler that goes takes its
+    entry with it.
     """
 
     def __init__(self, intern: Callable[..., int]) -> None:
         self._intern = intern
-        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self.known: dict[int, int] = {}
+        self._alive: dict[int, weakref.ref[Any]] = {}
 
     def __call__(self, handler: Any) -> int:
         """The name id of a handler."""
         key = id(handler)
-        known = self._known.get(key)
-        if known is not None and known[0]() is handler:
-            return known[1]
+        found = self.known.get(key)
+        if found is not None:
+            return found
         name, code = describe(handler)
         found = self._intern("handler", name, **code)
         try:
-            forget = functools.partial(_forget, weakref.ref(self), key)
-            self._known[key] = (weakref.ref(handler, forget), found)
+            self._alive[key] = weakref.ref(
+                handler, functools.partial(_forget, weakref.ref(self), key)
+            )
+            self.known[key] = found
         except TypeError:
             pass  # it takes no weak references: it is named anew each time
         return found
 
-    def drop(self, key: int, reference: weakref.ref[Any]) -> None:
+    def drop(self, key: int) -> None:
         """Forget a handler that is gone."""
-        known = self._known.get(key)
-        if known is not None and known[0] is reference:
-            del self._known[key]
+        self.known.pop(key, None)
+        self._alive.pop(key, None)
 
 
 def _forget(names: weakref.ref[HandlerNames], key: int, reference: weakref.ref[Any]) -> None:
     owner = names()
     if owner is not None:
-        owner.drop(key, reference)
+        owner.drop(key)

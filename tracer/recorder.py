@@ -14,19 +14,21 @@ from time import monotonic_ns
 from typing import Any
 
 from firetrace.tracer.journal import Flag
+from firetrace.tracer.naming import HandlerNames
 from firetrace.tracer.rules import (
     DROP,
     LOADER,
     ONE_AHEAD,
     RENAME,
     RUN,
+    STEP,
     Move,
     Node,
     Rules,
     in_process_function,
 )
 from firetrace.tracer.shortcuts import ACTIONS
-from firetrace.tracer.storage import Pen
+from firetrace.tracer.storage import Pen, label_of, place_of
 from firetrace.tracer.writer import JournalWriter
 
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
@@ -43,7 +45,7 @@ class ThreadTrack:
         self.stack: list[int] = [0]  # row numbers, outermost first; 0 at the bottom: no parent
         self.thread = weakref.ref(threading.current_thread())  # idents are used again
         self.running = 0  # runs of engines, one inside the other
-        self.events = 0  # events whose handlers are running, one inside the other
+        self.events = 0  # events fired outside of a run, one inside the other
         self.noted = 0  # ``id`` of the exception that is passing and has been noted
 
 
@@ -51,27 +53,26 @@ class Recorder:
     """Writes the spans of one engine in one thread."""
 
     __slots__ = (
-        "base", "boundary", "clock", "epoch", "ident", "iteration", "lane", "muted", "node",
-        "offset", "pen", "plan", "resuming", "rules", "run_row", "stack", "step_name", "steps",
-        "track", "writer",
+        "base", "boundary", "handler_names", "handler_root", "ident", "lane", "muted", "node",
+        "offset", "pen", "place", "plan", "resuming", "rules", "run_row", "stack", "step_label",
+        "steps", "track", "writer",
     )  # fmt: skip
 
-    def __init__(
-        self, writer: JournalWriter, rules: Rules, track: ThreadTrack, engine: str, key: int
-    ) -> None:
+    def __init__(self, writer: JournalWriter, track: ThreadTrack, engine: str, key: int) -> None:
         self.writer = writer
-        self.rules = rules
+        self.lane = writer.lane(engine, key)
+        self.rules = rules = Rules(self.label)
+        self.handler_names = HandlerNames(self.label)
         self.track = track
         self.ident = track.ident  # of the thread; 0 once recording has ended
         self.pen = track.pen
         self.stack = track.stack
-        self.lane = writer.lane(engine, key)
-        self.step_name = writer.name("step", "step")
+        self.step_label = self.label(*STEP)
         self.offset = writer.wall_ns - writer.monotonic_ns
         self.node: Node = rules.root
-        self.epoch = self.iteration = 0
+        self.handler_root = rules.handler_root
+        self.place = 0  # epoch and iteration, as a row holds them
         self.base = len(track.stack)  # this engine's rows lie above
-        self.clock = 0  # Unix ns at which the last handler ended
         self.boundary = 0  # Unix ns at which the next phase begins
         self.muted = False  # in a step that is thinned out: spans are not written
         self.steps = 0
@@ -83,16 +84,20 @@ class Recorder:
         """Unix ns: the journal's anchor plus the monotonic time since."""
         return monotonic_ns() + self.offset
 
+    def label(self, kind: str, text: str, **code: Any) -> int:
+        """A name as the rows of this engine hold it, with their lane."""
+        return label_of(self.writer.name(kind, text, **code), self.lane)
+
     # Rows. In a muted step nothing is written and the stack holds 0 in a row's place.
 
-    def push(self, name: int, now: int, flags: int = 0) -> int:
+    def push(self, label: int, now: int, flags: int = 0) -> int:
         """Open a row under the innermost one."""
         stack = self.stack
         if self.muted:
             stack.append(0)
             return 0
         parent = stack[-1] or self.unmuted_parent()
-        row = self.pen.open(parent, name, self.lane, flags, self.epoch, self.iteration, 0, now)
+        row = self.pen.write(parent, label | flags << 24, self.place, 0, now)
         stack.append(row)
         return row
 
@@ -113,8 +118,13 @@ class Recorder:
         """The move for an event that the current node has not met yet."""
         name = getattr(event, "name", None)
         move = self.rules.move(self.node, event, name if isinstance(name, str) else str(event))
-        move.action = ACTIONS[move.shape]
+        move.action, move.begin, move.finish = ACTIONS[move.shape]
         return move
+
+    def event_without_handlers(self, event: Any, engine: Any) -> None:
+        """All of an event that has no handlers."""
+        move = self.find(event)
+        move.action(self, move, self.now(), engine)
 
     def before(self, move: Move, now: int, engine: Any) -> None:
         """What an event closes and opens before its handlers run."""
@@ -124,8 +134,7 @@ class Recorder:
             self._write_phase(move.phase, now)
         if move.counts:
             state = engine.state
-            self.epoch = state.epoch
-            self.iteration = state.iteration + (move.counts == ONE_AHEAD)
+            self.place = place_of(state.epoch, state.iteration + (move.counts == ONE_AHEAD))
         if move.ended:
             for _ in range(move.ended):
                 self.pop(now)
@@ -134,14 +143,14 @@ class Recorder:
                 self._cut(now, move.reason, move.cut_flags)
             if move.ends_step:
                 self.muted = False  # the step is over before its event's handlers run
-        for name in move.late:
-            if name == self.step_name:
+        for label in move.late:
+            if label == self.step_label:
                 self._begin_step()
-            self._opened(self.push(name, now, Flag.RESUMED if self.resuming else Flag.LATE))
-        for name in move.opens:
-            if name == self.step_name:
+            self._opened(self.push(label, now, Flag.RESUMED if self.resuming else Flag.LATE))
+        for label in move.opens:
+            if label == self.step_label:
                 self._begin_step()
-            self._opened(self.push(name, now))
+            self._opened(self.push(label, now))
         if move.plans:
             self._plan(engine)
 
@@ -152,69 +161,56 @@ class Recorder:
             self.pop(now)
         if move.ends_step:
             self.muted = False
-        for name in move.then:
-            self.push(name, now)
+        for label in move.then:
+            self.push(label, now)
         self.boundary = now
         self.node = move.target
         if move.is_boundary:
-            self._guess(now)
+            self.guess(now)
 
-    def instant(self, name: int, now: int) -> None:
+    def instant(self, label: int, now: int) -> None:
         """An event that has no handlers: a span without duration."""
         if not self.muted:
-            self.pen.open(self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, now, now)
+            self.pen.write(self.stack[-1], label, self.place, now, now)
 
     def begin_event(self, move: Move, now: int) -> int:
         """Open an event's span. Return the stack's height, which is never 0."""
         if move.text != "EXCEPTION_RAISED":
             self.track.noted = 0  # whatever was raised before is not passing any more
-        self.track.events += 1
-        self.push(move.name, now)
-        self.clock = now
+        self.push(move.label, now)
         return len(self.stack)
 
-    def begin_handler(self, name: int) -> None:
-        """Open a handler's span, at the moment at which the one before it ended."""
-        self.node = self.rules.handler_root
-        pen = self.pen
-        row = pen.next_row
-        if self.muted or row >= pen.last_row:
-            self.push(name, self.clock)
-            return
-        pen.put1(
-            pen.target, row * 32 - pen.base,
-            self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, 0, self.clock,
-        )  # fmt: skip
-        pen.next_row = row + 1
-        self.stack.append(row)
+    def begin_handler(self, label: int, now: int) -> None:
+        """Open a handler's span."""
+        self.node = self.handler_root
+        self.push(label, now)
 
-    def end_handler(self, height: int) -> int:
-        """Close a handler's span. Return ``height``, or 0 if recording has ended meanwhile."""
+    def next_handler(self, height: int, label: int) -> int:
+        """A handler has returned, the next one begins. Return ``height``; 0: recording ended."""
         if not self.ident:
             return 0
-        self.clock = now = monotonic_ns() + self.offset
-        stack, pen = self.stack, self.pen
-        if len(stack) > height + 1:
-            self.unwind(height + 1, now)
-        row = stack[-1]
-        if row >= pen.first:
-            pen.put_end(pen.target, row * 32 + 16 - pen.base, now)
-        elif row:
-            pen.close(row, now, 0)
-        stack.pop()
+        now = self.now()
+        self._end_handler(height, now)
+        self.begin_handler(label, now)
         return height
 
-    def end_event(self, move: Move) -> None:
-        """Close an event's span and do what follows it."""
-        self.track.events -= 1
+    def _end_handler(self, height: int, now: int) -> None:
+        """Close what was opened above an event's span, its handler's span last."""
+        self.unwind(height + 1, now)
+        if len(self.stack) > height:
+            self.pop(now)
+
+    def end_event(self, move: Move, height: int) -> None:
+        """Close an event's span, which is at ``height``, and do what follows it."""
         if self.ident:
             self.track.noted = 0  # EXCEPTION_RAISED: its handlers have swallowed the exception
-            self.pop(self.clock)
-            self.after(move, self.clock)
+            now = self.now()
+            self._end_handler(height, now)
+            self.pop(now)
+            self.after(move, now)
 
     def event_failed(self, move: Move, height: int, error: BaseException) -> None:
         """A handler has raised: the event ends here, what encloses it is still open."""
-        self.track.events -= 1
         if self.ident:
             self.failed(error)
             now = self.now()
@@ -230,7 +226,7 @@ class Recorder:
             self.before(move, now, None)
             self.after(move, now)
 
-    def _guess(self, now: int) -> None:
+    def guess(self, now: int) -> None:
         """Open the phase that followed here the last time."""
         guess = self.node.entry.guess
         if guess is not None:
@@ -247,13 +243,11 @@ class Recorder:
             self.node.learn(None)
         self.pop(now, move.guess_flags)
 
-    def _write_phase(self, name: int, now: int) -> None:
+    def _write_phase(self, label: int, now: int) -> None:
         """A phase that was not guessed is written when it ends, and guessed from then on."""
-        self.node.learn(name)
+        self.node.learn(label)
         if not self.muted:
-            self.pen.open(
-                self.stack[-1], name, self.lane, 0, self.epoch, self.iteration, now, self.boundary
-            )
+            self.pen.write(self.stack[-1], label, self.place, now, self.boundary)
 
     def _begin_step(self) -> None:
         """Decide whether this step is recorded or thinned out."""
@@ -261,7 +255,7 @@ class Recorder:
         if self.writer.every > 1 and self.steps % self.writer.every:
             for row in self.stack[self.base :]:
                 if row:  # run and epoch still say how far the training is
-                    self.pen.reach(row, self.iteration)
+                    self.pen.reach(row, self.place >> 32)
             self.muted = True
 
     def _opened(self, row: int) -> None:
@@ -340,14 +334,14 @@ class Recorder:
         if self.node.guess is not None:
             self.pop(now, GUESS | VOID)
             self.node = self.node.base
-        self.push(self.writer.name(*LOADER), now)
+        self.push(self.label(*LOADER), now)
         return len(self.stack)
 
     def end_loader(self) -> None:
         """``iter(dataloader)`` has returned; in a step, the fetch of its first batch begins."""
         self.boundary = now = self.now()
         self.pop(now)
-        self._guess(now)
+        self.guess(now)
 
     def loader_failed(self, height: int, error: BaseException) -> None:
         """``iter(dataloader)`` has raised: the loader's span ends here."""

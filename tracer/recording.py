@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import weakref
 from dataclasses import dataclass, replace
@@ -16,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from firetrace.tracer import run
-from firetrace.tracer.naming import HandlerNames
 from firetrace.tracer.recorder import Recorder, ThreadTrack
-from firetrace.tracer.rules import Rules
 from firetrace.tracer.writer import MAX_BYTES, JournalWriter
 
 log = logging.getLogger("firetrace")
@@ -78,7 +77,7 @@ class Recording:
             track = self._tracks.get(ident)
             if track is None or track.thread() is not threading.current_thread():
                 track = self._tracks[ident] = ThreadTrack(self.writer)
-            recorder = Recorder(self.writer, Rules(self.writer.name), track, engine, key)
+            recorder = Recorder(self.writer, track, engine, key)
             self._recorders.append(recorder)
             return recorder
 
@@ -96,8 +95,10 @@ class Recording:
                 continue  # another process or attempt has it
         if self.writer is None:
             raise OSError(f"{self.directory}: no free name for a journal")
-        self.handler_names = HandlerNames(self.writer.name)
-        log.info("recording to %s", self.directory)
+        # ``firetrace run`` has said it already, and what the program logs shall stay the same.
+        told = self.directory == run.chosen()[0]
+        log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
+        _close_when_child_ends()
 
     def give_up(self, error: BaseException) -> None:
         """Firetrace itself has failed: say so once, stop recording, let the training go on."""
@@ -141,8 +142,12 @@ _shared_guard = threading.Lock()
 def shared(settings: Settings) -> Recording:
     """The process's recording for these settings.
 
-    Handlers that name the same directory share one, and those that name none join the first.
+    Handlers that name the same directory share one, and those that name none join the first, or
+    what ``firetrace run`` chose.
     """
+    if settings.directory is None:
+        directory, name = run.chosen()
+        settings = replace(settings, directory=directory, name=settings.name or name)
     key = None if settings.directory is None else Path(os.path.abspath(settings.directory))
     with _shared_guard:
         found = _shared.get(key)
@@ -170,6 +175,15 @@ def _forget_all() -> None:
     """In a forked child: it must not write into its parent's journal."""
     for recording in list(_recordings):
         recording.forget()
+
+
+def _close_when_child_ends() -> None:
+    """A child that ``multiprocessing`` has forked leaves without ``atexit``."""
+    if "multiprocessing.util" in sys.modules:
+        from multiprocessing import parent_process, util
+
+        if parent_process() is not None:
+            util.Finalize(None, close_all, exitpriority=-10)
 
 
 atexit.register(close_all)

@@ -137,14 +137,14 @@ class Node:
 
 @dataclass(eq=False, slots=True)
 class Move:
-    """What an event does at a node. Names are ids from the journal."""
+    """What an event does at a node. Names are labels, as rows hold them."""
 
     event: object
-    name: int  #: of the event's own span
+    label: int  #: of the event's own span
     text: str
     held: Node  #: while its handlers run, and after one of them raised
     target: Node
-    phase: int | None = None  #: name of the phase that ends here
+    phase: int | None = None  #: label of the phase that ends here
     guess: int = NO_GUESS  #: what becomes of the phase that was opened on a guess
     guess_flags: int = 0  #: with which flags it is closed
     cut: int = 0  #: how many of the innermost spans are closed early, with ``cut_flags``
@@ -164,14 +164,17 @@ class Move:
     quick_ends: bool = False  #: one span ends before the event
     quick_opens: int = -1  #: the one that opens before it; -1: none
     quick_then: int = -1  #: the one that opens after it; -1: none
-    action: Any = None  #: what the recorder does when the event has no handlers
+    #: What the recorder does: at an event without handlers; before and after those of one with.
+    action: Any = None
+    begin: Any = None
+    finish: Any = None
 
 
 class Rules:
-    """Makes nodes and moves; one per journal, because moves hold the journal's name ids.
+    """Makes nodes and moves; one a recorder, because moves hold labels of its rows.
 
     Args:
-        intern: (kind, text) -> name id.
+        intern: (kind, text) -> label.
     """
 
     def __init__(self, intern: Callable[[str, str], int]) -> None:
@@ -213,7 +216,7 @@ class Rules:
         elif move.target is node:
             move.held = node  # the guess stays open, whatever the event's handlers do
         ends = move.ended + (move.guess == RIGHT)
-        unusual = move.cut or move.late or move.plans or move.guess in (RENAME, DROP)
+        unusual = move.cut or move.reason or move.late or move.plans or move.guess in (RENAME, DROP)
         if unusual or ends > 1 or (move.phase is not None and move.guess != RIGHT):
             return move
         if not (move.opens or move.closes or move.then or move.counts):

@@ -48,6 +48,14 @@ def source_digest(function: Any) -> str:
     return hashlib.sha256(bare.encode()).hexdigest()[:16]
 
 
+def is_quiet(engine: Any) -> bool:
+    """Whether the engine's logger takes no debug messages (False: unknown)."""
+    try:
+        return not engine.logger.isEnabledFor(DEBUG)
+    except AttributeError:  # a logger of the user's own making
+        return False
+
+
 class Seam:
     """Stands for the method ``name`` of one engine. Without a tracer it just passes calls on."""
 
@@ -80,6 +88,9 @@ class Seam:
         """The recorder, if the engine is being recorded in the calling thread."""
         recorder = self.recorder
         return recorder if recorder is not None and recorder.ident == get_ident() else None
+
+    def hold(self, engine: Any) -> None:
+        """The engine runs (None: not any more)."""
 
     @property
     def stands_in(self) -> Any:
@@ -115,18 +126,22 @@ class FireEvent(Seam):
         super().__init__(engine, tracer, below)
         digest = source_digest(type(engine)._fire_event) if below is None and tracer else ""
         self.replaces = digest in KNOWN_FIRE_EVENT
+        self.running_engine: Any = None  # held while it runs, where its ``_fire_event`` is replaced
+
+    def hold(self, engine: Any) -> None:
+        """Hold the engine while it runs, if its ``_fire_event`` can be replaced."""
+        self.running_engine = engine if self.replaces else None
 
     def __call__(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Run the handlers of an event exactly as ignite does, and record what runs."""
         # The common case first, and nothing else in this function: its size is part of its cost.
-        recorder = self.recorder
-        if recorder is not None and recorder.ident == get_ident() and self.replaces:
-            engine: Any = self.engine_ref()
+        engine, recorder = self.running_engine, self.recorder
+        if engine is not None and recorder is not None and recorder.ident == get_ident():
+            # ignite builds a debug text for every event, which costs more than recording it.
             try:
-                # ignite builds a debug text for every event, which costs more than recording it.
-                quiet = not engine.logger.isEnabledFor(DEBUG)
-            except AttributeError:  # a logger of the user's own making, or the engine is gone
-                quiet = False
+                quiet = not engine.logger._cache[DEBUG]
+            except (AttributeError, KeyError):
+                quiet = is_quiet(engine)
             if quiet:
                 engine.last_event_name = event_name
                 handlers = engine._event_handlers[event_name]
@@ -146,23 +161,30 @@ class FireEvent(Seam):
         self._otherwise(event_name, event_args, event_kwargs)
 
     def _otherwise(self, event_name: Any, event_args: Any, event_kwargs: Any) -> None:
-        """An event in another thread, of an engine that is not traced, with DEBUG on, ..."""
+        """An event outside of a run, in another thread, with DEBUG on, ..."""
         engine, recorder, tracer = self.engine(), self.recorder, self.tracer
         if recorder is None or recorder.ident != get_ident():
             recorder = tracer.rebind() if tracer is not None else None
-        if recorder is None:
+        if recorder is None or tracer is None:
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
-        if not self.replaces:
-            self._around(engine, recorder, event_name, event_args, event_kwargs)
-            return
-        state = engine.state
-        engine.logger.debug(
-            f"{state.epoch} | {state.iteration}, Firing handlers for event {event_name}"
-        )
-        engine.last_event_name = event_name
-        handlers = engine._event_handlers[event_name]
-        self._run(engine, recorder, event_name, handlers, event_args, event_kwargs)
+        recorder.track.events += 1
+        try:
+            if not self.replaces:
+                self._around(engine, recorder, event_name, event_args, event_kwargs)
+                return
+            state = engine.state
+            engine.logger.debug(
+                f"{state.epoch} | {state.iteration}, Firing handlers for event {event_name}"
+            )
+            engine.last_event_name = event_name
+            handlers = engine._event_handlers[event_name]
+            if handlers:
+                self._run(engine, recorder, event_name, handlers, event_args, event_kwargs)
+            else:
+                tracer.guarded(recorder.event_without_handlers, event_name, engine)
+        finally:
+            recorder.track.events -= 1
 
     def _run(
         self, engine: Any, recorder: Recorder, event_name: Any, handlers: Any,
@@ -173,46 +195,57 @@ class FireEvent(Seam):
         if tracer is None:  # detached by another thread, just now
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
-        first: tuple[Any, ...]
+        names = recorder.handler_names
         height = 0  # of the stack above the event's span; 0: this event is not recorded
         try:
-            move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
+            try:
+                move = recorder.node.by_id[id(event_name)]
+            except KeyError:
+                move = recorder.find(event_name)
+            func = handlers[0][0]
             if event_args:
                 recorder.raised(move, event_args[0])
-            now = monotonic_ns() + recorder.offset
-            recorder.before(move, now, engine)
-            height = recorder.begin_event(move, now)
+            height = move.begin(
+                recorder, move, monotonic_ns() + recorder.offset, engine,
+                names.known.get(id(func)) or names(func),
+            )  # fmt: skip
         except Exception as error:
             height = tracer.give_up(error)
+        opened = True  # the span of the handler that comes next
         try:
             for func, args, kwargs in handlers:
-                kwargs.update(event_kwargs)
+                if opened:
+                    opened = False
+                elif height:
+                    try:
+                        height = recorder.next_handler(
+                            height, names.known.get(id(func)) or names(func)
+                        )
+                    except Exception as error:
+                        height = tracer.give_up(error)
+                if event_kwargs:
+                    kwargs.update(event_kwargs)
                 if args and isinstance(args[0], weakref.ref):
                     resolved_engine = args[0]()
                     if resolved_engine is None:
                         raise RuntimeError(
                             "Engine reference not resolved. Cannot execute event handler."
                         )
-                    first, others = (resolved_engine,), args[1:]
+                    if kwargs or event_args or len(args) > 1:
+                        func(resolved_engine, *event_args, *args[1:], **kwargs)
+                    else:
+                        func(resolved_engine)
                 else:
-                    first, others = (), args
-                if height:
-                    try:
-                        recorder.begin_handler(tracer.handler_name(func))
-                    except Exception as error:
-                        height = tracer.give_up(error)
-                func(*first, *(event_args + others), **kwargs)
-                if height:
-                    try:
-                        height = recorder.end_handler(height)
-                    except Exception as error:
-                        height = tracer.give_up(error)
+                    func(*event_args, *args, **kwargs)
         except BaseException as error:
             if height:
                 tracer.guarded(recorder.event_failed, move, height, error)
             raise
         if height:
-            tracer.guarded(recorder.end_event, move)
+            try:
+                move.finish(recorder, move, height)
+            except Exception as error:
+                tracer.give_up(error)
 
     def _around(
         self, engine: Any, recorder: Recorder, event_name: Any, event_args: Any, event_kwargs: Any
@@ -240,9 +273,7 @@ class FireEvent(Seam):
                 tracer.guarded(recorder.event_failed, move, height, error)
             raise
         if height:
-            recorder.clock = recorder.now()
-            tracer.guarded(recorder.unwind, height, recorder.clock)
-            tracer.guarded(recorder.end_event, move)
+            tracer.guarded(recorder.end_event, move, height)
 
 
 class Run(Seam):

@@ -1,7 +1,9 @@
 """Short cuts: how a recorder carries out the moves that a running loop makes all the time.
 
-They are for events that have no handlers. Each writes the rows that the recorder's ``before``,
-``instant`` and ``after`` would write, in one store: it is what makes recording cheap.
+Each writes the rows that the recorder's ``before``, ``begin_event``, ``end_event`` and ``after``
+would write, in as few stores as can be: it is what makes recording cheap. An event without handlers
+takes one call, ``Move.action``. One with handlers takes two: ``Move.begin`` opens the event's span
+and that of the first handler, ``Move.finish`` closes the event's when the last handler has ended.
 
 An event without duration takes the nanosecond in which it fires: what begins after it begins
 later, what ends after it ends later, so nesting by time is nesting by parent.
@@ -9,6 +11,7 @@ later, what ends after it ends later, so nesting by time is nesting by parent.
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.journal import Flag
@@ -17,7 +20,9 @@ from firetrace.tracer.rules import BOUNDARY, CLOSES, OPENS, OTHER, Move
 if TYPE_CHECKING:
     from firetrace.tracer.recorder import Recorder
 
-GUESS = int(Flag.GUESS)
+GUESSED = int(Flag.GUESS) << 24  # in a label
+
+# Events without handlers
 
 
 def pass_boundary(recorder: Recorder, move: Move, now: int, engine: Any) -> None:
@@ -26,29 +31,24 @@ def pass_boundary(recorder: Recorder, move: Move, now: int, engine: Any) -> None
     row = pen.next_row
     if row + 2 > pen.last_row or recorder.muted:
         return slowly(recorder, move, now, engine)
-    target, base = pen.target, pen.base
     if move.quick_ends:
         top = stack[-1]
         if top >= pen.first:
-            pen.put_end(target, top * 32 + 16 - base, now)
+            pen.words[top * 4 + pen.end_at] = now
         else:
             pen.close(top, now, 0)
         stack.pop()
     recorder.boundary = later = now + 1
     recorder.node = node = move.target.entry if move.is_boundary else move.target
-    parent, lane, epoch, iteration = stack[-1], recorder.lane, recorder.epoch, recorder.iteration
-    guess = node.guess
+    parent, place, guess = stack[-1], recorder.place, node.guess
     if guess is None or not move.is_boundary:
-        pen.put1(
-            target, row * 32 - base,
-            parent, move.name, lane, 0, epoch, iteration, now, now,
-        )  # fmt: skip
+        pen.put_e(pen.target, row * 32 - pen.base, parent, move.label, place, now, now)
         pen.next_row = row + 1
         return None
-    pen.put2(
-        target, row * 32 - base,
-        parent, move.name, lane, 0, epoch, iteration, now, now,
-        parent, guess, lane, GUESS, epoch, iteration, 0, later,
+    pen.put_eo(
+        pen.target, row * 32 - pen.base,
+        parent, move.label, place, now, now,
+        parent, guess | GUESSED, place, later,
     )  # fmt: skip
     pen.next_row = row + 2
     stack.append(row + 1)
@@ -62,29 +62,30 @@ def open_container(recorder: Recorder, move: Move, now: int, engine: Any) -> Non
     if row + 3 > pen.last_row or recorder.muted or (move.begins_step and recorder.writer.every > 1):
         return slowly(recorder, move, now, engine)
     state = engine.state
-    recorder.epoch = epoch = state.epoch
-    recorder.iteration = iteration = state.iteration + 1 if move.begins_step else state.iteration
     if move.begins_step:
         recorder.steps += 1
+        recorder.place = place = state.epoch | state.iteration + 1 << 32
+    else:
+        recorder.place = place = state.epoch | state.iteration << 32
     recorder.boundary = later = now + 1
     recorder.node = node = move.target.entry if move.is_boundary else move.target
-    lane, then, flags = recorder.lane, move.quick_then, 0
+    then = move.quick_then
     if then < 0 and node.guess is not None:
-        then, flags = node.guess, GUESS
+        then = node.guess | GUESSED
     if then < 0:
-        pen.put2(
+        pen.put_oe(
             pen.target, row * 32 - pen.base,
-            stack[-1], move.quick_opens, lane, 0, epoch, iteration, 0, now,
-            row, move.name, lane, 0, epoch, iteration, now, now,
+            stack[-1], move.quick_opens, place, now,
+            row, move.label, place, now, now,
         )  # fmt: skip
         pen.next_row = row + 2
         stack.append(row)
         return None
-    pen.put3(
+    pen.put_oeo(
         pen.target, row * 32 - pen.base,
-        stack[-1], move.quick_opens, lane, 0, epoch, iteration, 0, now,
-        row, move.name, lane, 0, epoch, iteration, now, now,
-        row, then, lane, flags, epoch, iteration, 0, later,
+        stack[-1], move.quick_opens, place, now,
+        row, move.label, place, now, now,
+        row, then, place, later,
     )  # fmt: skip
     pen.next_row = row + 3
     stack += (row, row + 2)
@@ -97,37 +98,156 @@ def close_containers(recorder: Recorder, move: Move, now: int, engine: Any) -> N
     row = pen.next_row
     if row >= pen.last_row or recorder.muted:
         return slowly(recorder, move, now, engine)
-    target, base, first, put_end = pen.target, pen.base, pen.first, pen.put_end
-    pen.put1(
-        target, row * 32 - base,
-        stack[-1], move.name, recorder.lane, 0, recorder.epoch, recorder.iteration, now, now,
-    )  # fmt: skip
+    pen.put_e(pen.target, row * 32 - pen.base, stack[-1], move.label, recorder.place, now, now)
     pen.next_row = row + 1
-    recorder.boundary = later = now + 1
-    closes = move.closes
-    while closes:
-        top = stack[-1]
-        if top >= first:
-            put_end(target, top * 32 + 16 - base, later)
-        else:
-            pen.close(top, later, 0)
-        stack.pop()
-        closes -= 1
-    recorder.node = move.target
+    _close(recorder, move, now)
     return None
 
 
 def slowly(recorder: Recorder, move: Move, now: int, engine: Any) -> None:
     """Any move of an event that has no handlers, step by step."""
     recorder.before(move, now, engine)
-    recorder.instant(move.name, now)
+    recorder.instant(move.label, now)
     recorder.after(move, now)
 
 
-#: By a move's shape: how it is carried out.
+# Events with handlers. To begin one returns the stack's height above its row, which is never 0.
+
+
+def begin_at_boundary(recorder: Recorder, move: Move, now: int, engine: Any, handler: int) -> int:
+    """At most one span ends, then the event and its first handler begin."""
+    pen, stack = recorder.pen, recorder.stack
+    row = pen.next_row
+    if row + 2 > pen.last_row or recorder.muted:
+        return begin_slowly(recorder, move, now, engine, handler)
+    if recorder.track.noted:
+        recorder.track.noted = 0
+    if move.quick_ends:
+        top = stack[-1]
+        if top >= pen.first:
+            pen.words[top * 4 + pen.end_at] = now
+        else:
+            pen.close(top, now, 0)
+        stack.pop()
+    place = recorder.place
+    pen.put_oo(
+        pen.target, row * 32 - pen.base,
+        stack[-1], move.label, place, now,
+        row, handler, place, now,
+    )  # fmt: skip
+    pen.next_row = row + 2
+    recorder.node = recorder.handler_root
+    height = len(stack) + 1
+    stack += (row, row + 1)
+    return height
+
+
+def begin_in_container(recorder: Recorder, move: Move, now: int, engine: Any, handler: int) -> int:
+    """A step or an iteration opens, in it begin the event and its first handler."""
+    pen, stack = recorder.pen, recorder.stack
+    row = pen.next_row
+    if row + 3 > pen.last_row or recorder.muted or (move.begins_step and recorder.writer.every > 1):
+        return begin_slowly(recorder, move, now, engine, handler)
+    if recorder.track.noted:
+        recorder.track.noted = 0
+    state = engine.state
+    if move.begins_step:
+        recorder.steps += 1
+        recorder.place = place = state.epoch | state.iteration + 1 << 32
+    else:
+        recorder.place = place = state.epoch | state.iteration << 32
+    pen.put_ooo(
+        pen.target, row * 32 - pen.base,
+        stack[-1], move.quick_opens, place, now,
+        row, move.label, place, now,
+        row + 1, handler, place, now,
+    )  # fmt: skip
+    pen.next_row = row + 3
+    recorder.node = recorder.handler_root
+    height = len(stack) + 2
+    stack += (row, row + 1, row + 2)
+    return height
+
+
+def begin_slowly(recorder: Recorder, move: Move, now: int, engine: Any, handler: int) -> int:
+    """Any event and its first handler, step by step."""
+    recorder.before(move, now, engine)
+    height = recorder.begin_event(move, now)
+    recorder.begin_handler(handler, now)
+    return height
+
+
+def finish_and_open(recorder: Recorder, move: Move, height: int) -> None:
+    """The last handler and its event end; at most one span opens after them."""
+    now = monotonic_ns() + recorder.offset
+    pen, stack = recorder.pen, recorder.stack
+    row = pen.next_row
+    if (
+        len(stack) != height + 1 or stack[-2] < pen.first or row >= pen.last_row or recorder.muted
+        or not recorder.ident
+    ):  # fmt: skip
+        return recorder.end_event(move, height)
+    words, at = pen.words, pen.end_at
+    words[stack[-1] * 4 + at] = words[stack[-2] * 4 + at] = now
+    del stack[-2:]
+    recorder.boundary = later = now + 1
+    then = move.quick_then
+    if move.is_boundary:
+        recorder.node = node = move.target.entry
+        if node.guess is not None:
+            then = node.guess | GUESSED
+    else:
+        recorder.node = move.target
+    if then >= 0:
+        pen.put_o(
+            pen.target, row * 32 - pen.base, stack[-1], then, recorder.place, later
+        )  # fmt: skip
+        pen.next_row = row + 1
+        stack.append(row)
+    return None
+
+
+def finish_and_close(recorder: Recorder, move: Move, height: int) -> None:
+    """The last handler and its event end, then one or more containers."""
+    now = monotonic_ns() + recorder.offset
+    pen, stack = recorder.pen, recorder.stack
+    if (
+        len(stack) != height + 1 or stack[-2] < pen.first or recorder.muted or not recorder.ident
+    ):  # fmt: skip
+        return recorder.end_event(move, height)
+    words, at = pen.words, pen.end_at
+    words[stack[-1] * 4 + at] = words[stack[-2] * 4 + at] = now
+    del stack[-2:]
+    _close(recorder, move, now)
+    return None
+
+
+def finish_slowly(recorder: Recorder, move: Move, height: int) -> None:
+    """Any event's end."""
+    recorder.end_event(move, height)
+
+
+def _close(recorder: Recorder, move: Move, now: int) -> None:
+    pen, stack = recorder.pen, recorder.stack
+    recorder.boundary = later = now + 1
+    closes = move.closes
+    while closes:
+        top = stack[-1]
+        if top >= pen.first:
+            pen.words[top * 4 + pen.end_at] = later
+        else:
+            pen.close(top, later, 0)
+        stack.pop()
+        closes -= 1
+    recorder.node = move.target
+    if move.is_boundary:
+        recorder.guess(later)
+
+
+#: By a move's shape: what to do at an event without handlers; before and after one that has some.
 ACTIONS = {
-    BOUNDARY: pass_boundary,
-    OPENS: open_container,
-    CLOSES: close_containers,
-    OTHER: slowly,
+    BOUNDARY: (pass_boundary, begin_at_boundary, finish_and_open),
+    OPENS: (open_container, begin_in_container, finish_and_open),
+    CLOSES: (close_containers, begin_at_boundary, finish_and_close),
+    OTHER: (slowly, begin_slowly, finish_slowly),
 }

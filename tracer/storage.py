@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from firetrace.tracer.journal import FIRST_ROW, ROW, ROW_BYTES
+from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES
 
 #: File systems on which a mapped page that was reserved is a page that can be written: local, on
 #: Linux, no copy on write. Elsewhere (NFS, Lustre, FUSE, btrfs, ZFS) a full disk would be SIGBUS.
@@ -25,8 +25,8 @@ _COUNT = struct.Struct("<I")
 _NAME = struct.Struct("<H")
 _FLAGS = struct.Struct("<B")
 _NAME_AT, _FLAGS_AT, _ITERATION_AT, _END_AT = 4, 7, 12, 16
-_ROWS2 = struct.Struct(ROW.format + ROW.format[1:] * 1)
-_ROWS3 = struct.Struct(ROW.format + ROW.format[1:] * 2)
+#: A row as (parent, label, place, end, start); of one that opens the end is left 0.
+_ROW, _OPEN = "IIQqq", "IIQ8xq"
 
 
 class NextWindow(Protocol):
@@ -58,14 +58,17 @@ def file_system(path: Path) -> str:
 class Pen:
     """Writes rows for one thread; this one by ``pwrite``, which works on any file system.
 
-    ``put1`` to ``put3`` store one to three rows at once, ``put_end`` an end; they take ``target``
-    and a byte offset from ``base``, then the fields. They are for rows from ``first`` on, and for
-    whoever has seen to it that ``next_row`` is below ``last_row``. Every method may raise OSError.
+    A row is given as parent, label (``label_of``), place (``place_of``), end and start. To store
+    several at once costs little more than one: the functions ``put_*`` take ``target`` and a byte
+    offset from ``base``, then the fields of one to three rows; an ``o`` in their names stands for a
+    row that opens, which is given without its end, an ``e`` for one that has an end.
+    ``words[row * 4 + end_at] = ns`` stores an end. They are for rows from ``first`` on, and for
+    whoever has seen to it that ``next_row`` is below ``last_row``. Every store may raise OSError.
     """
 
     __slots__ = (
-        "_next_window", "base", "fd", "first", "last_row", "next_row",
-        "put1", "put2", "put3", "put_end", "target",
+        "_next_window", "base", "end_at", "fd", "first", "last_row", "next_row", "put_e", "put_eo",
+        "put_o", "put_oe", "put_oeo", "put_oo", "put_ooo", "target", "words",
     )  # fmt: skip
 
     def __init__(self, fd: int, next_window: NextWindow) -> None:
@@ -74,25 +77,41 @@ class Pen:
         self.base = 0
         self.first = FIRST_ROW
         self.target: Any = fd
-        self.put1 = _pwrite(ROW)
-        self.put2 = _pwrite(_ROWS2)
-        self.put3 = _pwrite(_ROWS3)
-        self.put_end = _pwrite(_END)
+        self.put_e, self.put_o = self._put(_ROW), self._put(_OPEN)
+        self.put_eo, self.put_oe = self._put(_ROW + _OPEN), self._put(_OPEN + _ROW)
+        self.put_oo, self.put_ooo = self._put(2 * _OPEN), self._put(3 * _OPEN)
+        self.put_oeo = self._put(_OPEN + _ROW + _OPEN)
+        self.words: Any = _Words(fd)
+        self.end_at = _END_AT // 8  # of row 0, in ``words``
         self._next_window = next_window
+
+    @staticmethod
+    def _put(rows: str) -> Callable[..., None]:
+        what = struct.Struct("<" + rows)
+        pack, size, pwrite = what.pack, what.size, os.pwrite
+
+        def put(fd: int, offset: int, *fields: int) -> None:
+            if pwrite(fd, pack(*fields), offset) != size:
+                raise OSError("short write: the disk is full, or a quota is")
+
+        return put
 
     def open(
         self, parent: int, name: int, lane: int, flags: int,
         epoch: int, iteration: int, end: int, start: int,
     ) -> int:  # fmt: skip
         """Write a row and return its number."""
+        return self.write(
+            parent, label_of(name, lane, flags), place_of(epoch, iteration), end, start
+        )
+
+    def write(self, parent: int, label: int, place: int, end: int, start: int) -> int:
+        """Write a row and return its number."""
         row = self.next_row
         if row >= self.last_row:
             self.roll()
             row = self.next_row
-        self.put1(
-            self.target, row * 32 - self.base,
-            parent, name, lane, flags, epoch, iteration, end, start,
-        )  # fmt: skip
+        self.put_e(self.target, row * 32 - self.base, parent, label, place, end, start)
         self.next_row = row + 1
         return row
 
@@ -108,9 +127,9 @@ class Pen:
         """Write into an open row how far its engine has come."""
         self._patch(_COUNT, row, _ITERATION_AT, iteration)
 
-    def rename(self, row: int, name: int) -> None:
+    def rename(self, row: int, label: int) -> None:
         """Give an open row another name: the guess was wrong."""
-        self._patch(_NAME, row, _NAME_AT, name)
+        self._patch(_NAME, row, _NAME_AT, label & 0xFFFF)
 
     def _patch(self, what: struct.Struct, row: int, at: int, value: int) -> None:
         os.pwrite(self.fd, what.pack(value), row * ROW_BYTES + at)
@@ -123,6 +142,7 @@ class Pen:
         """Let go of the file. A later call is an OSError, not a write to a recycled descriptor."""
         self.next_row = self.last_row = 0
         self.fd = self.target = -1
+        self.words = _Words(-1)
 
 
 def reserve(fd: int, offset: int, length: int) -> None:
@@ -135,14 +155,26 @@ def reserve(fd: int, offset: int, length: int) -> None:
         raise OSError("short write: the disk is full, or a quota is")
 
 
-def _pwrite(what: struct.Struct) -> Callable[..., None]:
-    pack, size, pwrite = what.pack, what.size, os.pwrite
+def label_of(name: int, lane: int, flags: int = 0) -> int:
+    """Name, lane and flags as the 32-bit number that they are in a row."""
+    return name | lane << 16 | flags << 24
 
-    def put(fd: int, offset: int, *fields: int) -> None:
-        if pwrite(fd, pack(*fields), offset) != size:
-            raise OSError("short write: the disk is full, or a quota is")
 
-    return put
+def place_of(epoch: int, iteration: int) -> int:
+    """Epoch and iteration as the 64-bit number that they are in a row."""
+    return epoch | iteration << 32
+
+
+class _Words:
+    """A file as an array of 64-bit words that can only be stored to."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __setitem__(self, index: int, value: int) -> None:
+        os.pwrite(self._fd, _END.pack(value), index * 8)
 
 
 class MappedPen(Pen):
@@ -157,8 +189,11 @@ class MappedPen(Pen):
     def __init__(self, fd: int, next_window: NextWindow) -> None:
         super().__init__(fd, next_window)
         self.target = None
-        self.put1, self.put2, self.put3 = ROW.pack_into, _ROWS2.pack_into, _ROWS3.pack_into
-        self.put_end = _END.pack_into
+        self.words = None
+
+    @staticmethod
+    def _put(rows: str) -> Callable[..., None]:
+        return struct.Struct("<" + rows).pack_into
 
     def _patch(self, what: struct.Struct, row: int, at: int, value: int) -> None:
         if row >= self.first:
@@ -174,17 +209,21 @@ class MappedPen(Pen):
         reserve(self.fd, next_row * ROW_BYTES, (last_row - next_row) * ROW_BYTES)
         length = last_row * ROW_BYTES - base
         window = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED, offset=base)
-        full = self.target  # closed last: Ctrl-C may come between any two lines
+        # The full one is closed last: Ctrl-C may come between any two lines.
+        full, full_words = self.target, self.words
         self.target, self.base, self.first = window, base, max(FIRST_ROW, base // ROW_BYTES)
+        self.words, self.end_at = memoryview(window).cast("q"), (_END_AT - base) // 8
         self.next_row, self.last_row = next_row, last_row
         if full is not None:
+            full_words.release()
             full.close()
 
     def release(self) -> None:
         """Unmap as well."""
-        window = self.target
+        window, words = self.target, self.words
         super().release()
         self.first = 2**63
         if window is not None:
             self.target = None
+            words.release()
             window.close()

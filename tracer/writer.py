@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -71,7 +72,7 @@ class JournalWriter:
         window = min(WINDOW_BYTES, max(max_bytes // 64, 2 * mmap.ALLOCATIONGRANULARITY))
         self._window_bytes = 1 << (window.bit_length() - 1)
         if mapped is None:
-            mapped = file_system(stem.parent) in MAPPABLE
+            mapped = sys.byteorder == "little" and file_system(stem.parent) in MAPPABLE
         self._pen_type: type[Pen] = MappedPen if mapped else Pen
         self._pens: list[Pen] = []
         self._guard = threading.RLock()
