@@ -6,15 +6,14 @@ Feed any SDK exporter from a journal in three lines::
     for batch in batches(journal_spans("firetrace-runs/.../rank0.1.rows")):
         exporter.export(batch)
 
-Ids derive from the journal's own random seed and the row's number, so exporting twice gives the
-same spans, and no random number of the program's is drawn. A journal is one trace. Spans come in
-the order in which they began, parents before children.
+Ids are those of ``firetrace.tracer.ids``. Spans come in the order in which they began, parents
+before children.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,9 +24,10 @@ import numpy.typing as npt
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
+from firetrace.tracer.ids import span_ids, trace_id
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.table import Table, read_table
@@ -36,27 +36,6 @@ from firetrace.tracer.table import table as as_table
 #: Spans a batch, and bytes: a gRPC server takes 4 MiB unless told otherwise.
 BATCH_SPANS, BATCH_BYTES = 1024, 2 * 2**20
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-
-
-def span_ids(seed: bytes, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """64-bit ids of rows: splitmix64's finaliser over seed and number.
-
-    It is a bijection, so ids of one journal differ; 0, which OpenTelemetry forbids, becomes 1.
-    """
-    low = np.uint64(int.from_bytes(seed[:8], "little"))
-    golden, first, second = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-    with np.errstate(over="ignore"):
-        z: npt.NDArray[np.uint64] = low + numbers.astype(np.uint64) * np.uint64(golden)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(first)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(second)
-        z = z ^ (z >> np.uint64(31))
-    z[z == 0] = 1
-    return z
-
-
-def trace_id(seed: bytes) -> int:
-    """The journal's 128-bit trace id."""
-    return int.from_bytes(seed, "big") or 1
 
 
 @lru_cache(maxsize=1)
@@ -92,6 +71,7 @@ def readable_spans(
     rows, numbers = table.rows, table.numbers
     if positions is None:
         positions = np.argsort(rows["start"], kind="stable")
+    scalars, links = _scalars(table), table.meta.links
     run_id = str(table.meta.resource.get("ignite.run.id", ""))
     contexts: dict[int, SpanContext] = {}
 
@@ -128,6 +108,11 @@ def readable_spans(
                 attributes["ignite.run.id"] = run_id
             if kind == "run":
                 attributes["thread.name"], attributes["thread.id"] = lane.thread, lane.thread_id
+                attributes.update(_plan(table, number))
+            attributes.update(scalars.get(number, ()))
+            attributes.update(table.meta.attributes.get(number, ()))
+            if flags & Flag.SKIPPED:
+                attributes["ignite.optimizer.skipped"] = True
             if not end:
                 attributes["ignite.incomplete"] = True
             if flags & Flag.CUT:
@@ -140,13 +125,41 @@ def readable_spans(
                 resource=of,
                 attributes=attributes,
                 events=events,
-                links=(),
+                links=_links(table, links.get(number), context),
                 kind=SpanKind.INTERNAL,
                 status=status,
                 start_time=start,
                 end_time=end or None,
                 instrumentation_scope=in_scope,
             )
+
+
+def _scalars(table: Table) -> dict[int, dict[str, float]]:
+    """The scalars of each row, as attributes."""
+    found: dict[int, dict[str, float]] = {}
+    values = table.scalars["end"].copy().view("<f8").tolist()
+    for row, value in zip(table.scalars.tolist(), values, strict=True):
+        name = table.meta.names.get(row[1])
+        found.setdefault(row[0], {})[f"ignite.scalar.{name.text if name else row[1]}"] = value
+    return found
+
+
+def _plan(table: Table, number: int) -> dict[str, int]:
+    """How far a run means to go."""
+    plan = table.meta.runs.get(number, {})
+    return {
+        f"ignite.{key}": plan[key]
+        for key in ("max_epochs", "epoch_length", "max_iters")
+        if isinstance(plan.get(key), int)
+    }
+
+
+def _links(table: Table, to: int | None, context: Callable[[int, int], SpanContext]) -> list[Link]:
+    """To the run that was interrupted before this one."""
+    if to is None:
+        return []
+    (id,) = span_ids(table.header.seed, np.array([to], np.uint32)).tolist()
+    return [Link(context(to, id), {"ignite.link": "resumes"})]
 
 
 def _failure(

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from threading import current_thread, get_ident
 from typing import Any
 
+from firetrace.tracer.hooks import TorchHooks, by_prefix
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.recording import Recording, engine_label
-from firetrace.tracer.seam import FireEvent, LegacyRun, Loader, PrepareBatch, PublicRun, Run, Seam
+from firetrace.tracer.scalars import numbers
+from firetrace.tracer.seam import (
+    CALLS,
+    GAN_CALLS,
+    Call,
+    FireEvent,
+    LegacyRun,
+    Loader,
+    PublicRun,
+    Run,
+    Seam,
+)
+
+log = logging.getLogger("firetrace")
 
 
 class EngineTracer:
@@ -34,14 +50,36 @@ class EngineTracer:
         for seam in (FireEvent, run, LegacyRun, Loader):
             if hasattr(engine, seam.name):
                 self._put(engine, seam)
-        # MONAI's engines call a function that they were given; ignite's have none.
-        if callable(own_attribute(engine, PrepareBatch.name)):
-            self._put(engine, PrepareBatch)
+        self._put_calls(engine)
+        self._hooks = TorchHooks(self, {}, {}, {})
+        self._output_transform: Callable[[Any], Any] | None = None
+        self._leave_context = nothing
+
+    def watch(self, model: Any, optimizer: Any, loss_fn: Any, output_transform: Any) -> None:
+        """Record more of the engine from its next run on; see ``TraceHandler.attach``."""
+        self._hooks.remove()
+        self._hooks = TorchHooks(
+            self, by_prefix(model), by_prefix(loss_fn), by_prefix(optimizer)
+        )  # fmt: skip
+        self._output_transform = output_transform
 
     def _put(self, engine: Any, kind: type[Seam]) -> None:
-        seam = kind(engine, self, own_attribute(engine, kind.name))
-        setattr(engine, kind.name, seam.stands_in)
+        self._put_seam(engine, kind(engine, self, own_attribute(engine, kind.name)))
+
+    def _put_seam(self, engine: Any, seam: Seam) -> None:
+        setattr(engine, seam.name, seam.stands_in)
         self._seams.append(seam)
+
+    def _put_calls(self, engine: Any) -> None:
+        """MONAI's engines call functions that they were given; some only after they are made."""
+        there = {seam.name for seam in self._seams}
+        calls = {name: phase for name, phase in CALLS.items() if name not in there}
+        if all(callable(own_attribute(engine, name)) for name in GAN_CALLS):
+            calls |= {name: phase for name, phase in GAN_CALLS.items() if name not in there}
+        for name, phase in calls.items():
+            function = own_attribute(engine, name)
+            if callable(function):
+                self._put_seam(engine, Call(engine, self, function, name, phase))
 
     def detach(self) -> None:
         """Put the engine back as it was. A seam that another tool has covered stays, inert."""
@@ -73,13 +111,20 @@ class EngineTracer:
 
     def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
         """Do something for the recording that must not fail into the training."""
-        try:
-            return action(*args)
-        except Exception as error:
-            self.give_up(error)
-            return None
+        return self.recording.guarded(action, *args)
 
     # Which recorder
+
+    def now(self) -> int:
+        """Unix ns, as the rows have it; 0 before recording has begun."""
+        recorder = next(iter(self._recorders.values()), None)
+        return recorder.now() if recorder is not None else 0
+
+    def running(self) -> Recorder | None:
+        """The recorder, if the engine is being recorded in the calling thread."""
+        ident = get_ident()
+        recorder = self._recorders.get(ident) if self._thread == ident else None
+        return recorder if recorder is not None and recorder.ident else None
 
     def rebind(self) -> Recorder | None:
         """The recorder for the calling thread; None while the engine runs in another one."""
@@ -109,22 +154,59 @@ class EngineTracer:
         if recorder is not None:
             self._thread = get_ident()
             engine = self.engine_ref()
+            self.guarded(self._begin, engine, recorder)
             for seam in self._seams:
                 seam.hold(engine)
-            self.guarded(recorder.begin_run)
         return recorder
+
+    def _begin(self, engine: Any, recorder: Recorder) -> None:
+        self._put_calls(engine)
+        recorder.sampler = self._sample
+        samples = {"metrics", "output"} if self._output_transform else {"metrics"}
+        recorder.rules.configure(self._hooks.install(engine), frozenset(samples))
+        recorder.begin_run()
+        if self.recording.settings.context and "opentelemetry.trace" in sys.modules:
+            from firetrace.tracer import context  # the program uses OpenTelemetry
+
+            self._leave_context = context.enter(recorder)
+
+    def _sample(self, what: str) -> Iterator[tuple[str, float]]:
+        """The numbers of an iteration or an epoch. Reading an output may wait for the device."""
+        engine, transform = self.engine_ref(), self._output_transform
+        if engine is None:
+            return
+        if what == "metrics":
+            yield from numbers("", engine.state.metrics, may_synchronise=False)
+        elif transform is not None:
+            try:
+                value = transform(engine.state.output)
+            except Exception as error:
+                self._output_transform = None
+                log.warning(
+                    "firetrace: output_transform failed and is not used any more (%s: %s)",
+                    type(error).__name__, error,
+                )  # fmt: skip
+                return
+            yield from numbers("" if isinstance(value, Mapping) else "output", value, True)
 
     def leave(self, recorder: Recorder, error: BaseException | None) -> None:
         """A run has returned, or raised ``error``."""
         self._thread = 0
         for seam in self._seams:
             seam.hold(None)
+        self.guarded(self._hooks.remove)
+        self.guarded(self._leave_context)
+        self._leave_context = nothing
         if recorder.ident:
-            self.guarded(recorder.end_run, error)
+            self.guarded(recorder.end_run, error, self._detached)
             if recorder.base == 1:
                 self._run_ended()
         if self._detached:
             self._forget()
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 def own_attribute(engine: Any, name: str) -> Any:

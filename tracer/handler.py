@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.engine import EngineTracer, traces
 from firetrace.tracer.recording import Settings, shared
+from firetrace.tracer.span import UserSpan
 from firetrace.tracer.writer import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class TraceHandler:
         min_free_bytes: space on the file system that is left for the training's own files; by
             default 1 GiB, or 5% of a small one. Recording stops there.
         every: record only every Nth step from the start.
+        output_transform: for every engine; see ``attach``.
+        context: whether spans that the program makes with the OpenTelemetry API become children of
+            the innermost span of the step that they are made in, and log records carry its ids.
     """
 
     def __init__(
@@ -58,15 +62,20 @@ class TraceHandler:
         max_bytes: int = MAX_BYTES,
         min_free_bytes: int | None = None,
         every: int = 1,
+        output_transform: Callable[[Any], Any] | None = None,
+        context: bool = True,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
         if max_bytes < 2**16:
             raise ValueError(f"max_bytes must be at least 65536, not {max_bytes}")
         path = None if directory is None else Path(directory)
-        self._settings = Settings(path, name, max_bytes, min_free_bytes, every)
+        self._settings = Settings(
+            path, name, max_bytes, min_free_bytes, every, context=context
+        )  # fmt: skip
         self._recording = shared(self._settings)
         self._exporters = tuple(exporters)
+        self._output_transform = output_transform
         self._ended: EndedSpans | None = None  # what has not been exported yet
         # An engine holds its tracer and that this handler; the other way only weakly. So a handler
         # lives as long as an engine that it traces, and nothing is freed by the collector alone.
@@ -80,12 +89,47 @@ class TraceHandler:
         """Where the run is recorded; None before its first event."""
         return self._recording.directory
 
-    def attach(self, engine: Engine) -> None:
-        """Record this engine from now on. Attaching twice to the same run changes nothing."""
+    def attach(
+        self,
+        engine: Engine,
+        *,
+        model: Any = None,
+        optimizer: Any = None,
+        loss_fn: Any = None,
+        output_transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Record this engine from now on. Attaching twice to the same run changes nothing.
+
+        MONAI's trainers say themselves what they do in an iteration. For other engines, name what
+        their process function uses; of several, give a dict, whose keys go before the names of the
+        phases (``generator_forward``), or a list.
+
+        Args:
+            engine: of ignite or MONAI.
+            model: torch module(s); each call is a ``forward`` span. Where a gradient comes back to
+                its output, ``backward`` begins.
+            optimizer: torch optimizer(s); each step is an ``optimizer`` span.
+            loss_fn: torch module(s); each call is a ``loss`` span. Of a plain function nothing can
+                be told: then ``loss`` is what lies between forward and backward.
+            output_transform: from ``engine.state.output`` to a number, or to a dict of numbers by
+                name; recorded as scalars in every iteration. Reading a tensor on a GPU waits for
+                the GPU. By default the handler's own.
+        """
+        more = (model, optimizer, loss_fn, output_transform or self._output_transform)
         with self._guard:
-            if not traces(engine, self._recording):
-                tracer = EngineTracer(engine, self._recording, self._run_ended)
-                self._tracers[engine] = weakref.ref(tracer)
+            if traces(engine, self._recording):
+                return
+            tracer = EngineTracer(engine, self._recording, self._run_ended)
+            tracer.watch(*more)
+            self._tracers[engine] = weakref.ref(tracer)
+
+    def span(self, name: str, **attributes: Any) -> UserSpan:
+        """Record a span of your own: ``with handler.span("augment", cases=4): ...``.
+
+        Inside a process function or a handler of an engine that is recorded; elsewhere nothing is.
+        Attributes are numbers, texts, booleans, or lists of one of them.
+        """
+        return UserSpan(self._recording, name, attributes)
 
     def detach(self, engine: Engine | None = None) -> None:
         """Put an engine (None: every one) back exactly as it was before ``attach``."""

@@ -58,6 +58,8 @@ first row that needs it.
     run        ``row``, ``max_epochs``, ``epoch_length``, ``max_iters``: how far a run means to go
     exception  ``row``, ``time``, ``exception.type``, ``exception.message``, ``.stacktrace``
     end_reason ``row``, ``reason``: why a row flagged CUT ended: terminate, interrupt, ...
+    link       ``row``, ``to``: a run's row, and the row of the interrupted run that it goes on with
+    attributes ``row``, ``attributes``: of a span that the user made
     thin       ``every``, ``time``: from here on only every Nth step is recorded (disk budget)
     clock      ``wall``, ``monotonic``: a later anchor; a stepped wall clock shows here
     stopped    ``reason``: firetrace had to stop recording; the training went on
@@ -134,6 +136,7 @@ class Flag(enum.IntFlag):
     VOID = 16  #: a guess that proved wrong; not a span
     LATE = 32  #: recording began in the middle of it; the start is when it was first seen
     RESUMED = 64  #: goes on with a run that was interrupted before
+    SKIPPED = 128  #: the optimizer was not stepped: gradients accumulate, or were not finite
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class Meta:
         self.runs: dict[int, dict[str, Any]] = {}  #: by row
         self.exceptions: dict[int, dict[str, Any]] = {}  #: by row
         self.reasons: dict[int, str] = {}  #: by row
+        self.links: dict[int, int] = {}  #: by row: the row of the run that it goes on with
+        self.attributes: dict[int, dict[str, Any]] = {}  #: by row: what the user noted
         self.thinned: list[dict[str, Any]] = []
         self.clocks: list[dict[str, Any]] = []
         self.stopped: str | None = None
@@ -73,6 +75,10 @@ class Meta:
             "exception": lambda line: self.exceptions.__setitem__(int(line["row"]), line),
             "end_reason": lambda line: self.reasons.__setitem__(
                 int(line["row"]), str(line["reason"])
+            ),
+            "link": lambda line: self.links.__setitem__(int(line["row"]), int(line["to"])),
+            "attributes": lambda line: self.attributes.setdefault(int(line["row"]), {}).update(
+                line["attributes"]
             ),
             "thin": self.thinned.append,
             "clock": self.clocks.append,

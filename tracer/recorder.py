@@ -1,21 +1,16 @@
 """Carries out what the rules say: opens and closes rows for one engine in one thread.
 
-A recorder knows the time, its pen and which rows are open; it does not know ignite. The stack of
-open rows belongs to the thread and is shared by the engines that run in it, so an evaluator that a
-trainer's handler runs finds its parent on top. Anything raised here is firetrace's own failure.
+A recorder knows the time, its pen and which rows are open; it does not know ignite. Anything
+raised here is firetrace's own failure.
 """
 
 from __future__ import annotations
 
-import threading
-import traceback
-import weakref
-from time import monotonic_ns
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from firetrace.tracer.journal import Flag
-from firetrace.tracer.naming import HandlerNames
-from firetrace.tracer.rules import (
+from firetrace.tracer.moves import (
     DROP,
     LOADER,
     ONE_AHEAD,
@@ -24,93 +19,46 @@ from firetrace.tracer.rules import (
     STEP,
     Move,
     Node,
-    Rules,
     in_process_function,
 )
+from firetrace.tracer.naming import HandlerNames
+from firetrace.tracer.rows import OpenRows, ThreadTrack
+from firetrace.tracer.rules import Rules
 from firetrace.tracer.shortcuts import ACTIONS
-from firetrace.tracer.storage import Pen, label_of, place_of
+from firetrace.tracer.storage import place_of
 from firetrace.tracer.writer import JournalWriter
 
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
+SKIPPED = int(Flag.SKIPPED)
 #: The last core event of a run that returned without COMPLETED -> why.
 ENDINGS = {"TERMINATE": "terminate", "EXCEPTION_RAISED": "exception"}
 
 
-class ThreadTrack:
-    """What the engines that run in one thread share: the pen and the stack of open rows."""
-
-    def __init__(self, writer: JournalWriter) -> None:
-        self.ident = threading.get_ident()
-        self.pen: Pen = writer.pen()
-        self.stack: list[int] = [0]  # row numbers, outermost first; 0 at the bottom: no parent
-        self.thread = weakref.ref(threading.current_thread())  # idents are used again
-        self.running = 0  # runs of engines, one inside the other
-        self.events = 0  # events fired outside of a run, one inside the other
-        self.noted = 0  # ``id`` of the exception that is passing and has been noted
-
-
-class Recorder:
+class Recorder(OpenRows):
     """Writes the spans of one engine in one thread."""
 
     __slots__ = (
-        "base", "boundary", "handler_names", "handler_root", "ident", "lane", "muted", "node",
-        "offset", "pen", "place", "plan", "resuming", "rules", "run_row", "stack", "step_label",
-        "steps", "track", "writer",
+        "base", "boundary", "handler_names", "handler_root", "node", "outer", "plan", "resumes",
+        "rules", "run_row", "sampler", "step_label", "stepped", "steps",
     )  # fmt: skip
 
     def __init__(self, writer: JournalWriter, track: ThreadTrack, engine: str, key: int) -> None:
-        self.writer = writer
-        self.lane = writer.lane(engine, key)
+        super().__init__(writer, track, writer.lane(engine, key))
         self.rules = rules = Rules(self.label)
         self.handler_names = HandlerNames(self.label)
-        self.track = track
-        self.ident = track.ident  # of the thread; 0 once recording has ended
-        self.pen = track.pen
-        self.stack = track.stack
         self.step_label = self.label(*STEP)
-        self.offset = writer.wall_ns - writer.monotonic_ns
         self.node: Node = rules.root
         self.handler_root = rules.handler_root
-        self.place = 0  # epoch and iteration, as a row holds them
         self.base = len(track.stack)  # this engine's rows lie above
         self.boundary = 0  # Unix ns at which the next phase begins
-        self.muted = False  # in a step that is thinned out: spans are not written
         self.steps = 0
-        self.resuming = False  # the run before was interrupted
+        self.stepped = False  # an optimizer was, since a phase of one ended
+        self.outer: OpenRows | None = None  # the engine inside whose run this one runs
         self.plan: tuple[Any, ...] = ()  # what the engine last said about how far it means to go
         self.run_row = 0
-
-    def now(self) -> int:
-        """Unix ns: the journal's anchor plus the monotonic time since."""
-        return monotonic_ns() + self.offset
-
-    def label(self, kind: str, text: str, **code: Any) -> int:
-        """A name as the rows of this engine hold it, with their lane."""
-        return label_of(self.writer.name(kind, text, **code), self.lane)
-
-    # Rows. In a muted step nothing is written and the stack holds 0 in a row's place.
-
-    def push(self, label: int, now: int, flags: int = 0) -> int:
-        """Open a row under the innermost one."""
-        stack = self.stack
-        if self.muted:
-            stack.append(0)
-            return 0
-        parent = stack[-1] or self.unmuted_parent()
-        row = self.pen.write(parent, label | flags << 24, self.place, 0, now)
-        stack.append(row)
-        return row
-
-    def pop(self, now: int, flags: int = 0) -> None:
-        """Close the innermost row."""
-        row = self.stack[-1]
-        if row:
-            self.pen.close(row, now, flags)
-        self.stack.pop()
-
-    def unmuted_parent(self) -> int:
-        """The innermost open row that is really written."""
-        return next((row for row in reversed(self.stack) if row), 0)
+        self.resumes = 0  # row of the run that was interrupted before
+        #: "output" or "metrics" -> numbers to record then, by name
+        self.sampler: Callable[[str], Iterable[tuple[str, float]]] | None = None
 
     # Events
 
@@ -128,10 +76,14 @@ class Recorder:
 
     def before(self, move: Move, now: int, engine: Any) -> None:
         """What an event closes and opens before its handlers run."""
+        flags = move.guess_flags
+        if move.skips:
+            flags |= 0 if self.stepped else SKIPPED
+            self.stepped = False
         if move.guess:
-            self._end_guess(move, now)
+            self._end_guess(move, now, flags)
         elif move.phase is not None:
-            self._write_phase(move.phase, now)
+            self._write_phase(move.phase, now, flags)
         if move.counts:
             state = engine.state
             self.place = place_of(state.epoch, state.iteration + (move.counts == ONE_AHEAD))
@@ -146,16 +98,20 @@ class Recorder:
         for label in move.late:
             if label == self.step_label:
                 self._begin_step()
-            self._opened(self.push(label, now, Flag.RESUMED if self.resuming else Flag.LATE))
+            self._opened(self.push(label, now, Flag.RESUMED if self.resumes else Flag.LATE))
         for label in move.opens:
             if label == self.step_label:
                 self._begin_step()
             self._opened(self.push(label, now))
         if move.plans:
             self._plan(engine)
+        if move.samples == "output":
+            self._sample(move.samples, now)
 
     def after(self, move: Move, now: int) -> None:
         """What follows when the handlers of an event have run."""
+        if move.samples == "metrics":
+            self._sample(move.samples, now)
         now += 1  # the event took the nanosecond: see ``shortcuts``
         for _ in range(move.closes):
             self.pop(now)
@@ -218,13 +174,45 @@ class Recorder:
             self.boundary = now + 1
             self.node = move.held
 
-    def end_phase(self, name: str) -> None:
-        """A phase ended that no event tells of, such as ``prepare_batch``."""
-        if in_process_function(self.node):
-            now = self.now()
-            move = self.rules.phase_move(self.node, name)
+    # What hooks tell of
+
+    def in_process_function(self) -> bool:
+        """Whether this engine, and no other inside it, is in its process function."""
+        return self.track.innermost is self and in_process_function(self.node)
+
+    def end_phase(self, name: str | None, now: int = 0, begins: str = "") -> None:
+        """A phase ended that no event tells of, such as ``prepare_batch``. None: it has no name.
+
+        ``begins``: what is known to begin now.
+        """
+        if self.in_process_function():
+            now = max(now or self.now(), self.boundary)
+            move = self.rules.phase_move(self.node, name, begins)
             self.before(move, now, None)
             self.after(move, now)
+
+    def enter_span(self, label: int) -> tuple[Node, int, int] | None:
+        """Open a span of the user's. Return what ``exit_span`` needs; None: it is not recorded."""
+        before = self.node
+        inside = self.rules.inside_span(before)
+        if inside is None or self.muted:
+            return None
+        now = self.now()
+        row = self.push(label, now)
+        self.node, self.boundary = inside, now
+        return before, row, len(self.stack)
+
+    def exit_span(self, entered: tuple[Node, int, int], error: BaseException | None) -> None:
+        """Close it, unless what encloses it has ended before."""
+        before, row, height = entered
+        if not self.ident or len(self.stack) < height or self.stack[height - 1] != row:
+            return
+        now = self.now()
+        self.unwind(height, now)
+        if error is not None:
+            self.failed(error)
+        self.pop(now, CUT | ERROR if error is not None else 0)
+        self.node, self.boundary = before, now
 
     def guess(self, now: int) -> None:
         """Open the phase that followed here the last time."""
@@ -233,7 +221,7 @@ class Recorder:
             self.push(guess, now, GUESS)
             self.node = self.node.entry
 
-    def _end_guess(self, move: Move, now: int) -> None:
+    def _end_guess(self, move: Move, now: int, flags: int) -> None:
         """Now it is known which phase it was that has been open, or that it was none."""
         if move.guess == RENAME and move.phase is not None:
             if self.stack[-1]:
@@ -241,13 +229,13 @@ class Recorder:
             self.node.learn(move.phase)
         elif move.guess == DROP and not move.reason:
             self.node.learn(None)
-        self.pop(now, move.guess_flags)
+        self.pop(now, flags)
 
-    def _write_phase(self, label: int, now: int) -> None:
+    def _write_phase(self, label: int, now: int, flags: int) -> None:
         """A phase that was not guessed is written when it ends, and guessed from then on."""
         self.node.learn(label)
         if not self.muted:
-            self.pen.write(self.stack[-1], label, self.place, now, self.boundary)
+            self.pen.write(self.stack[-1], label | flags << 24, self.place, now, self.boundary)
 
     def _begin_step(self) -> None:
         """Decide whether this step is recorded or thinned out."""
@@ -262,6 +250,8 @@ class Recorder:
         if len(self.stack) == self.base + 1:
             self.run_row = row
             self.plan = ()
+            if self.resumes and row:
+                self.writer.note("link", row=row, to=self.resumes)
 
     def _plan(self, engine: Any) -> None:
         """Note how far the run means to go, where that is new: readers count down to it."""
@@ -278,48 +268,15 @@ class Recorder:
                 "run", row=self.run_row, max_epochs=plan[0], epoch_length=plan[1], max_iters=plan[2]
             )
 
-    def _cut(self, now: int, reason: str, flags: int) -> None:
-        row = self.stack[-1]
-        if row and reason and self.writer.text_room():
-            self.writer.note("end_reason", row=row, reason=reason)
-        self.pop(now, flags)
-
-    # Handlers and what they leave behind
-
-    def unwind(self, depth: int, now: int, reason: str = "", flags: int = CUT) -> None:
-        """Close what is open above ``depth``."""
-        while len(self.stack) > depth:
-            self._cut(now, reason, flags)
+    def _sample(self, what: str, now: int) -> None:
+        if self.sampler is not None:
+            for name, value in self.sampler(what):
+                self.scalar(name, value, now)
 
     def raised(self, move: Move, error: Any) -> None:
         """Ignite hands an exception to its EXCEPTION_RAISED handlers, who may swallow it."""
         if move.text == "EXCEPTION_RAISED" and isinstance(error, BaseException):
             self.failed(error)
-
-    def failed(self, error: BaseException) -> None:
-        """Note an exception on the innermost open row, once, as OpenTelemetry's conventions say."""
-        row = self.unmuted_parent()
-        if not row or self.track.noted == id(error):
-            return
-        self.track.noted = id(error)
-        kind = type(error)
-        module = "" if kind.__module__ == "builtins" else kind.__module__ + "."
-        try:
-            message = str(error)
-        except Exception:
-            message = "<its __str__ failed>"
-        stack = "".join(traceback.format_exception(kind, error, error.__traceback__))
-        room = self.writer.text_room()  # exceptions are always counted, their texts have a budget
-        if not room:
-            return
-        self.writer.note(
-            "exception", row=row, time=self.now(),
-            **{
-                "exception.type": module + kind.__qualname__,
-                "exception.message": message[:room],
-                "exception.stacktrace": stack[-room:],
-            },
-        )  # fmt: skip
 
     # A whole run
 
@@ -353,16 +310,19 @@ class Recorder:
         if not self.track.running and not self.track.events:
             self.unwind(1, self.now())  # it was begun outside of a run, and never ended
         self.track.running += 1
+        self.outer, self.track.innermost = self.track.innermost, self
         self.base = len(self.stack)
         self.node = self.rules.root
         self.muted = False
 
-    def end_run(self, error: BaseException | None) -> None:
+    def end_run(self, error: BaseException | None, detached: bool) -> None:
         """``engine.run`` has returned or raised: nothing of it stays open."""
         now = self.now()
         # What is still open has not COMPLETED; the last event that cut something says why.
         reason = "exception" if error else ENDINGS.get(self.node.boundary, "interrupt")
-        interrupted = error is None and RUN in self.node.frames and reason == "interrupt"
+        if detached and error is None:
+            reason = "detached"
+        interrupted = RUN in self.node.frames and reason == "interrupt"
         if error is not None:
             self.failed(error)
         if self.node.guess is not None and len(self.stack) > self.base:
@@ -372,7 +332,8 @@ class Recorder:
         else:
             self.unwind(self.base, now, reason)
         self.track.running -= 1
+        self.track.innermost, self.outer = self.outer, None
         self.track.noted = 0
-        self.resuming = interrupted
+        self.resumes = self.run_row if interrupted else 0
         self.muted = False
         self.node = self.rules.root

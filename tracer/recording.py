@@ -12,12 +12,14 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from firetrace.tracer import run
-from firetrace.tracer.recorder import Recorder, ThreadTrack
+from firetrace.tracer.recorder import Recorder
+from firetrace.tracer.rows import ThreadTrack
 from firetrace.tracer.writer import MAX_BYTES, JournalWriter
 
 log = logging.getLogger("firetrace")
@@ -33,6 +35,7 @@ class Settings:
     min_free_bytes: int | None = None
     every: int = 1
     mapped: bool | None = None
+    context: bool = True
 
 
 class Recording:
@@ -99,6 +102,22 @@ class Recording:
         told = self.directory == run.chosen()[0]
         log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
         _close_when_child_ends()
+
+    def innermost(self) -> Recorder | None:
+        """The recorder of the engine that runs innermost in the calling thread."""
+        track = self._tracks.get(threading.get_ident())
+        if track is None or track.thread() is not threading.current_thread():
+            return None
+        found = track.innermost
+        return found if isinstance(found, Recorder) and found.ident else None
+
+    def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
+        """Do something for the recording that must not fail into the training."""
+        try:
+            return action(*args)
+        except Exception as error:
+            self.give_up(error)
+            return None
 
     def give_up(self, error: BaseException) -> None:
         """Firetrace itself has failed: say so once, stop recording, let the training go on."""

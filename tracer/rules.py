@@ -21,153 +21,41 @@ end them, as ignite's own times do. Phases (``get_batch``, ``forward``, ...) nev
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 from firetrace.tracer.journal import Flag
+from firetrace.tracer.moves import (
+    BOUNDARY,
+    CLOSES,
+    CORE,
+    DROP,
+    EPOCH,
+    GET_BATCH,
+    IN_STEP,
+    MOST_PAIRS,
+    NOTHING,
+    OPENS,
+    RENAME,
+    RIGHT,
+    RUN,
+    SPAN,
+    STEP,
+    Frame,
+    Move,
+    Node,
+    Rule,
+    above_iteration,
+    in_process_function,
+)
 
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
+SAMPLES = {"ITERATION_COMPLETED": "output", "EPOCH_COMPLETED": "metrics"}
 
-
-class Frame(NamedTuple):
-    """A kind of span that is open."""
-
-    kind: str
-    name: str
-
-
-RUN = Frame("run", "run")
-EPOCH = Frame("epoch", "epoch")
-STEP = Frame("step", "step")
-ITERATION = Frame("iteration", "iteration")
-GET_BATCH = Frame("phase", "get_batch")
-LOADER = Frame("loader", "loader")
-
-#: Rule 3 gets these wrong: (boundary before, event) -> the phase that it closes (None: nothing).
-#: MONAI fires MODEL_COMPLETED after the optimizer's step; in an evaluator directly after FORWARD.
-PHASES: dict[tuple[str, str], str | None] = {
-    ("BACKWARD_COMPLETED", "MODEL_COMPLETED"): "optimizer",
-    ("FORWARD_COMPLETED", "MODEL_COMPLETED"): None,
-}
-
-#: What ``Node.counts`` and ``Move.counts`` say about the engine's counters.
-KEEP, AS_THEY_ARE, ONE_AHEAD = 0, 1, 2
-
-#: What a move finds of the guess: none was made or it stands; it was right; another phase ended;
-#: none did.
-NO_GUESS, RIGHT, RENAME, DROP = 0, 1, 2, 3
-
-#: Shapes of moves: at most one span ends and one opens after; a container opens; containers close.
-OTHER, BOUNDARY, OPENS, CLOSES = 0, 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one of ignite's own events does."""
-
-    inside: tuple[Frame, ...] = ()  #: open around the event; what is deeper is closed, cut
-    opens: tuple[Frame, ...] = ()  #: opened before its handlers run
-    ends: tuple[Frame, ...] = ()  #: closed before its handlers run, at their own end (not cut)
-    closes: int = 0  #: how many containers end after its handlers
-    then: tuple[Frame, ...] = ()  #: opened after its handlers
-    counts: int = KEEP  #: whether the engine's counters have to be read again
-    boundary: bool = False  #: a phase may begin after its handlers
-    reason: str = ""  #: why what it cuts was cut
-
-
-NOTHING: tuple[Frame, ...] = ()
-_IN_EPOCH = (RUN, EPOCH)
-_IN_STEP = (RUN, EPOCH, STEP)
-_IN_ITERATION = (RUN, EPOCH, STEP, ITERATION)
-
-CORE: dict[str, Rule] = {
-    "STARTED": Rule(opens=(RUN,), counts=AS_THEY_ARE),
-    "EPOCH_STARTED": Rule((RUN,), opens=(EPOCH,), counts=AS_THEY_ARE),
-    # At GET_BATCH_* the engine's counter still has the previous value.
-    "GET_BATCH_STARTED": Rule(_IN_EPOCH, opens=(STEP,), then=(GET_BATCH,), counts=ONE_AHEAD),
-    "DATALOADER_STOP_ITERATION": Rule(_IN_STEP, ends=(GET_BATCH,), boundary=True),
-    "GET_BATCH_COMPLETED": Rule(_IN_STEP, ends=(GET_BATCH,)),
-    "ITERATION_STARTED": Rule(_IN_STEP, opens=(ITERATION,), counts=AS_THEY_ARE, boundary=True),
-    "ITERATION_COMPLETED": Rule(_IN_ITERATION, closes=2),
-    "EPOCH_COMPLETED": Rule(_IN_EPOCH, closes=1, reason="no more data"),
-    "COMPLETED": Rule((RUN,), closes=1),
-    "TERMINATE": Rule((RUN,), reason="terminate"),
-    "TERMINATE_SINGLE_EPOCH": Rule(_IN_EPOCH, reason="terminate_epoch"),
-    "EXCEPTION_RAISED": Rule(_IN_EPOCH, reason="exception"),
-}
-
-MOST_PAIRS = 32  # open at once; a pair that never ends must not grow without bound
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """A place in the loop: open spans, outermost first, and the last boundary passed.
-
-    ``inside_handler`` nodes describe what an event's handler itself has opened.
-    """
-
-    frames: tuple[Frame, ...]
-    boundary: str = ""
-    inside_handler: bool = False
-    #: A phase is named only when it ends. So that one in progress can be seen, the phase that
-    #: followed here the last time is opened on the guess that it will again: ``entry`` is then
-    #: this node's twin with that phase open, else the node itself.
-    guess: int | None = None
-    base: Node = field(init=False)  #: of a twin, the node it is the twin of
-    entry: Node = field(init=False)
-    moves: dict[str, Move] = field(default_factory=dict)
-    #: By ``id`` of the event object, for the recorder. A move keeps its event alive, so no other
-    #: object can get the same id.
-    by_id: dict[int, Move] = field(default_factory=dict)
-    twins: dict[int, Node] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.base = self.entry = self
-
-    def learn(self, phase: int | None) -> None:
-        """From now on, guess that this phase follows here (None: no guess)."""
-        base = self.base
-        base.entry = base
-        if phase is not None:
-            base.entry = base.twins.setdefault(
-                phase, Node(base.frames, base.boundary, base.inside_handler, phase)
-            )
-            base.entry.base = base
-
-
-@dataclass(eq=False, slots=True)
-class Move:
-    """What an event does at a node. Names are labels, as rows hold them."""
-
-    event: object
-    label: int  #: of the event's own span
-    text: str
-    held: Node  #: while its handlers run, and after one of them raised
-    target: Node
-    phase: int | None = None  #: label of the phase that ends here
-    guess: int = NO_GUESS  #: what becomes of the phase that was opened on a guess
-    guess_flags: int = 0  #: with which flags it is closed
-    cut: int = 0  #: how many of the innermost spans are closed early, with ``cut_flags``
-    cut_flags: int = CUT
-    reason: str = ""
-    ended: int = 0  #: how many are closed then, at their own end
-    late: tuple[int, ...] = ()  #: containers whose beginning was missed
-    opens: tuple[int, ...] = ()
-    closes: int = 0
-    then: tuple[int, ...] = ()
-    counts: int = KEEP
-    plans: bool = False  #: whether to read how far the engine means to go
-    is_boundary: bool = False
-    begins_step: bool = False
-    ends_step: bool = False
-    shape: int = OTHER  #: for the recorder's short cuts: the moves that a running loop makes
-    quick_ends: bool = False  #: one span ends before the event
-    quick_opens: int = -1  #: the one that opens before it; -1: none
-    quick_then: int = -1  #: the one that opens after it; -1: none
-    #: What the recorder does: at an event without handlers; before and after those of one with.
-    action: Any = None
-    begin: Any = None
-    finish: Any = None
+#: Rule 3 gets one event wrong, with MONAI's names before it or without: MODEL_COMPLETED comes after
+#: the optimizer's step, in an evaluator directly after FORWARD_COMPLETED.
+MODEL, BACKWARD, FORWARD = "MODEL_COMPLETED", "BACKWARD_COMPLETED", "FORWARD_COMPLETED"
+OPTIMIZER = "optimizer"
+BACKWARD_BEGINS = "backward begins"  # a boundary that hooks tell of; see ``hooks``
 
 
 class Rules:
@@ -182,6 +70,18 @@ class Rules:
         self._nodes: dict[tuple[tuple[Frame, ...], str, bool], Node] = {}
         self.root = self.node(())
         self.handler_root = self.node((), inside_handler=True)
+        #: Whether each step of each optimizer is told of: one that is not did not happen.
+        self.watches_optimizers = False
+        self.samples: frozenset[str] = frozenset()  # "output", "metrics": what is recorded
+
+    def configure(self, watches_optimizers: bool, samples: frozenset[str]) -> None:
+        """Set what moves depend on."""
+        if (watches_optimizers, samples) != (self.watches_optimizers, self.samples):
+            self.watches_optimizers, self.samples = watches_optimizers, samples
+            for node in self._nodes.values():
+                for each in (node, *node.twins.values()):
+                    each.moves.clear()
+                    each.by_id.clear()
 
     def node(
         self, frames: tuple[Frame, ...], boundary: str = "", inside_handler: bool = False
@@ -216,7 +116,8 @@ class Rules:
         elif move.target is node:
             move.held = node  # the guess stays open, whatever the event's handlers do
         ends = move.ended + (move.guess == RIGHT)
-        unusual = move.cut or move.reason or move.late or move.plans or move.guess in (RENAME, DROP)
+        unusual = move.cut or move.reason or move.late or move.plans or move.skips or move.samples
+        unusual = unusual or move.guess in (RENAME, DROP)
         if unusual or ends > 1 or (move.phase is not None and move.guess != RIGHT):
             return move
         if not (move.opens or move.closes or move.then or move.counts):
@@ -240,22 +141,35 @@ class Rules:
             return self._pair_started(node, event, text, Frame("pair", stem.lower()))
         if suffix == "COMPLETED" and stem:
             pair = Frame("pair", stem.lower())
-            if pair in _above_iteration(node.frames):
+            if pair in above_iteration(node.frames):
                 return self._pair_completed(node, event, text, pair)
             if in_process_function(node):
-                phase = PHASES.get((node.boundary, text), stem.lower())
+                phase = self._phase(node.boundary, text, stem)
                 target = self.node(node.frames, text)
-                return self._plain(node, event, text, target, phase=phase, is_boundary=True)
+                move = self._plain(node, event, text, target, phase=phase, is_boundary=True)
+                move.skips = self.watches_optimizers and text.endswith(MODEL) and phase is not None
+                return move
         return self._plain(node, event, text, node)
+
+    @staticmethod
+    def _phase(boundary: str, text: str, stem: str) -> str | None:
+        """The phase that a lone ``*_COMPLETED`` event closes (None: nothing)."""
+        if text.endswith(MODEL):
+            whose = text.removesuffix(MODEL)
+            if boundary == whose + BACKWARD:
+                return whose.lower() + OPTIMIZER
+            if boundary == whose + FORWARD or boundary.endswith(OPTIMIZER):
+                return None
+        return stem.lower()
 
     def _core(self, node: Node, event: object, text: str, rule: Rule) -> Move:
         frames, ended = node.frames, 0
         inside = rule.inside
         if text == "GET_BATCH_STARTED" and frames[-2:] == (STEP, GET_BATCH):
-            frames, ended, inside = frames[:-1], 1, _IN_STEP  # fired twice: the same step
+            frames, ended, inside = frames[:-1], 1, IN_STEP  # fired twice: the same step
             opens = NOTHING
         elif text == "GET_BATCH_STARTED" and frames[-1:] == (STEP,) and node.boundary:
-            inside, opens = _IN_STEP, NOTHING
+            inside, opens = IN_STEP, NOTHING
         else:
             opens = rule.opens
         if text == "EXCEPTION_RAISED" and EPOCH not in frames:
@@ -280,7 +194,7 @@ class Rules:
             text,
             held=self.node(open_now),
             target=self.node(after, text if rule.boundary or rule.reason else ""),
-            phase=self._fetched(node, text),
+            phase=self._unannounced(node, text),
             cut=cut,
             cut_flags=CUT | ERROR if text == "EXCEPTION_RAISED" else CUT,
             reason=rule.reason,
@@ -295,26 +209,52 @@ class Rules:
             is_boundary=rule.boundary and GET_BATCH not in rule.ends,
             begins_step=STEP in late + opens,
             ends_step=STEP in node.frames and STEP not in after,
+            samples=SAMPLES[text] if SAMPLES.get(text) in self.samples else "",
         )
 
-    def _fetched(self, node: Node, text: str) -> int | None:
-        """After DATALOADER_STOP_ITERATION the batch comes without another GET_BATCH_STARTED."""
+    def _unannounced(self, node: Node, text: str) -> int | None:
+        """The phase that one of ignite's own events ends."""
+        # After DATALOADER_STOP_ITERATION the batch comes without another GET_BATCH_STARTED.
         if text == "GET_BATCH_COMPLETED" and node.frames[-1:] == (STEP,) and node.boundary:
             return self._intern(*GET_BATCH)
+        if text != "ITERATION_COMPLETED":
+            return None
+        if node.boundary == BACKWARD_BEGINS:
+            return self._intern("phase", "backward")  # and no optimizer's step after it
+        if node.boundary.endswith(BACKWARD):
+            return self._intern("phase", node.boundary.removesuffix(BACKWARD).lower() + OPTIMIZER)
+        if node.boundary.endswith((OPTIMIZER, "forward")):  # of hooks: events are in capitals
+            return self._intern("phase", "output")
         return None
 
-    def phase_move(self, node: Node, phase: str) -> Move:
-        """A phase ends though no event says so (``prepare_batch`` has returned)."""
-        found = node.moves.get(phase)
+    def phase_move(self, node: Node, phase: str | None, begins: str = "") -> Move:
+        """A phase ends though no event says so (``prepare_batch`` has returned).
+
+        None: what ends here has no name, but what comes next begins here.
+        """
+        key = f"\0{phase or ''}\0{begins}"  # no event is called so
+        found = node.moves.get(key)
         if found is None:
-            target = self.node(node.frames, phase, node.inside_handler)
-            found = self._plain(node, None, phase, target, phase=phase, is_boundary=True)
-            node.moves[phase] = self._settle(node, found)
+            target = self.node(node.frames, begins or phase or "", node.inside_handler)
+            found = self._plain(node, None, key, target, phase=phase, is_boundary=True)
+            node.moves[key] = self._settle(node, found)
         return found
+
+    def inside_span(self, node: Node) -> Node | None:
+        """The node inside a span of the user's; None: there are too many, one in another.
+
+        A phase that was opened on a guess stays open around it.
+        """
+        if len(node.frames) >= MOST_PAIRS:
+            return None
+        frames = node.frames
+        if node.guess is not None:
+            frames = (*frames, Frame("guess", str(node.guess)))
+        return self.node((*frames, SPAN), "", node.inside_handler)
 
     def _pair_started(self, node: Node, event: object, text: str, pair: Frame) -> Move:
         frames, cut = node.frames, 0
-        if pair in _above_iteration(frames):  # it never ended: it ends now
+        if pair in above_iteration(frames):  # it never ended: it ends now
             at = len(frames) - 1 - frames[::-1].index(pair)
             frames, cut = frames[:at], len(frames) - at
         target = self.node((*frames, pair), text, node.inside_handler)
@@ -366,18 +306,3 @@ class Rules:
 def _same_move(move: Move, event: object) -> Move:
     """The same move, holding another event object of the same name."""
     return replace(move, event=event)
-
-
-def _above_iteration(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
-    """The pairs that are open innermost."""
-    at = len(frames)
-    while at and frames[at - 1].kind == "pair":
-        at -= 1
-    return frames[at:]
-
-
-def in_process_function(node: Node) -> bool:
-    """Whether the engine is inside its process function (or in a pair inside that)."""
-    if node.inside_handler:
-        return False
-    return ITERATION in node.frames

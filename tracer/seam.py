@@ -337,24 +337,46 @@ class Loader(Seam):
         return result
 
 
-class PrepareBatch(Seam):
-    """Stands for the function ``prepare_batch`` that a MONAI engine was given."""
+#: Functions that MONAI's engines were given and call, and the phases that the calls are.
+CALLS = {"prepare_batch": "prepare_batch"}
+#: The same of a ``GanTrainer``, which fires no events inside an iteration.
+GAN_CALLS = {
+    "g_prepare_batch": "generator_prepare_batch",
+    "g_inferer": "generator_forward",
+    "d_loss_function": "discriminator_loss",
+    "g_loss_function": "generator_loss",
+}
 
-    name = "prepare_batch"
+
+class Call(Seam):
+    """Stands for a function that an engine was given, such as MONAI's ``prepare_batch``."""
+
+    def __init__(
+        self, engine: Any, tracer: EngineTracer, function: Any, name: str, phase: str
+    ) -> None:
+        super().__init__(engine, tracer, function)
+        self.name = name
+        self.phase = phase
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare the batch."""
+        """Call the function."""
+        tracer, recorder = self.tracer, self.running()
+        if tracer is None or recorder is None:
+            return self.below(*args, **kwargs)
+        tracer.guarded(recorder.end_phase, None, 0, self.phase)
         result = self.below(*args, **kwargs)
-        tracer = self.tracer
-        recorder = self.running()
-        if tracer is not None and recorder is not None:
-            tracer.guarded(recorder.end_phase, self.name)
+        tracer.guarded(recorder.end_phase, self.phase)
         return result
 
     @property
     def stands_in(self) -> Any:
         """The object itself: the function may be an object that has attributes."""
         return self
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """The function's: a program may ask what kind of inferer it has."""
+        return type(self.below)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["below"], name)

@@ -15,7 +15,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.journal import Flag
-from firetrace.tracer.rules import BOUNDARY, CLOSES, OPENS, OTHER, Move
+from firetrace.tracer.moves import BOUNDARY, CLOSES, OPENS, OTHER, Move
 
 if TYPE_CHECKING:
     from firetrace.tracer.recorder import Recorder

@@ -66,7 +66,7 @@ class Groups:
         """Statistics of the spans that came to their own end; None if there are none."""
         rows = self.table.rows
         end = rows["end"][positions]
-        done = (end != 0) & (rows["flags"][positions] & Flag.CUT == 0)
+        done = (end != 0) & (rows["flags"][positions] & (Flag.CUT | Flag.SKIPPED) == 0)
         durations = (end - rows["start"][positions])[done]
         if not len(durations):
             return None
@@ -85,6 +85,20 @@ class Groups:
                 continue
             stats = self.stats(self.by_lane(id).get(self.main, self._order[:0]), 0)
             total += stats.total_ns if stats else 0
+        return total
+
+    def unexplained_ns(self) -> int:
+        """What of the main engine's steps and iterations no span under them covers."""
+        rows, numbers = self.table.rows, self.table.numbers
+        if not len(rows):
+            return 0
+        lasted = np.where(rows["end"] != 0, rows["end"] - rows["start"], 0)
+        inside = np.bincount(rows["parent"], lasted, minlength=int(numbers[-1]) + 1)
+        total = 0
+        for kind in ("step", "iteration"):
+            found = self.positions(kind, self.main)
+            found = found[rows["end"][found] != 0]
+            total += int((lasted[found] - inside[numbers[found]]).sum())
         return total
 
     def label(self, lane: int, text: str) -> str:

@@ -75,6 +75,7 @@ class Report:
     progress: Progress
     verdict: str
     step: Stats | None
+    unexplained: float | None  #: share of the main engine's step time that lies in no span
     phases: dict[str, Stats]
     handlers: dict[str, Stats]
     slowest_steps: tuple[SlowStep, ...]
@@ -100,6 +101,7 @@ def report(table: Table) -> Report:
     phases = groups.phases()
     handlers = groups.handlers(duration)
     epochs = groups.positions("epoch", main)
+    whole = int(table.durations(step_positions).sum())
     progress = _progress(table, main_runs, epochs, step_positions)
     return Report(
         run=str(table.meta.resource.get("ignite.run.id") or table.path.parent.name),
@@ -113,6 +115,7 @@ def report(table: Table) -> Report:
         progress=progress,
         verdict=_verdict(groups, duration, steps, phases, handlers),
         step=steps,
+        unexplained=groups.unexplained_ns() / whole if whole else None,
         phases=phases,
         handlers=handlers,
         slowest_steps=_slowest(table, step_positions),

@@ -19,6 +19,7 @@ WORDS = {
     "empty": "has recorded nothing",
 }  # fmt: skip
 MOST_ROWS = 20
+ENOUGH = 0.05  # of unexplained time, to say what helps
 
 
 def _console() -> Console:
@@ -49,6 +50,8 @@ def print_report(report: Report) -> None:
     if report.step:
         _print_stats(console, "step", {"step": report.step}, "", shares=False)
     _print_stats(console, "phase", report.phases, "of a step")
+    if report.unexplained is not None:
+        console.print(Text(_unexplained(report.unexplained), style="dim"))
     _print_stats(console, "handler", report.handlers, "of the run")
     if report.slowest_steps:
         table = _table("slowest steps", "epoch", "duration", "mostly")
@@ -73,6 +76,13 @@ def print_report(report: Report) -> None:
         console.print(Text("exception  " + printable(exception)), style="red")
     for note in report.notes:
         console.print(Text("note  " + printable(note)), style="yellow")
+
+
+def _unexplained(part: float) -> str:
+    line = f"{part:.1%} of the step time lies in none of these, nor in an event's handlers"
+    if part > ENOUGH:
+        line += ": name model and optimizer in attach(), or use handler.span()"
+    return line
 
 
 def _table(*columns: str) -> Table:

@@ -1,0 +1,63 @@
+"""The context bridge: the user's own OpenTelemetry spans become children of the open row.
+
+While an engine runs, OpenTelemetry's current span is an object that knows the thread's stack of
+open rows: whoever asks it for its context gets the ids of the innermost one. So nothing is done at
+an event. It takes effect where the program has imported the OpenTelemetry API before its run.
+
+This file alone of the recording side imports OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from opentelemetry import context, trace
+
+from firetrace.tracer.ids import span_id, trace_id
+
+if TYPE_CHECKING:
+    from firetrace.tracer.rows import OpenRows
+
+SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+
+
+class CurrentRow(trace.NonRecordingSpan):
+    """OpenTelemetry's current span while an engine runs: the innermost open row, whichever it is.
+
+    It is ended by the engine's events alone, and records nothing that it is told.
+    """
+
+    def __init__(self, rows: OpenRows) -> None:
+        super().__init__(trace.INVALID_SPAN_CONTEXT)
+        self._rows = rows
+
+    def get_span_context(self) -> trace.SpanContext:
+        """The ids of the row that is open innermost now."""
+        rows = self._rows
+        number = rows.unmuted_parent() if rows.ident else 0
+        if not number:
+            return trace.INVALID_SPAN_CONTEXT
+        seed = rows.writer.seed
+        return trace.SpanContext(trace_id(seed), span_id(seed, number), False, SAMPLED)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.get_span_context()!r})"
+
+
+def enter(rows: OpenRows) -> Callable[[], None]:
+    """Make the open rows the current span. Returns what puts things back as they would be."""
+    before = trace.get_current_span()
+    span = CurrentRow(rows)
+    own = trace.set_span_in_context(span)
+    token = context.attach(own)
+
+    def leave() -> None:
+        now = context.get_current()
+        if now is own:
+            context.detach(token)
+        elif trace.get_current_span(now) is span:
+            # Something else was attached meanwhile and is there to stay, as without a trace.
+            context.attach(trace.set_span_in_context(before, now))
+
+    return leave
