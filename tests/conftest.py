@@ -17,7 +17,9 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     runs = tmp_path / "firetrace-runs"
     monkeypatch.setenv("FIRETRACE_DIR", str(runs))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "RANK"):
+    for name in (
+        "FIRETRACE_NAME", "FIRETRACE_RUN", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME", "RANK",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     yield runs
     recording = sys.modules.get("firetrace.tracer.recording")

@@ -27,7 +27,7 @@ def test_help_loads_nothing_heavy() -> None:
     """``firetrace --help`` and the help of every command."""
     program = (
         "from firetrace.tui.cli import main\n"
-        "for words in ([], ['watch'], ['report'], ['export'], ['list'], ['prune']):\n"
+        "for words in ([], ['run'], ['watch'], ['report'], ['export'], ['list'], ['prune']):\n"
         "    try: main([*words, '--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
     )
@@ -43,6 +43,8 @@ def test_importing_firetrace_loads_nothing() -> None:
     ("program", "never"),
     [
         ("from firetrace import TraceHandler", {"torch", "ignite", "textual", "opentelemetry"}),
+        ("from firetrace.tracer.everywhere import trace_every_engine as t; t()", set(HEAVY)),
+        ("import firetrace.tracer.instrumentor", {"torch", "ignite", "numpy"}),
         ("import firetrace.tui.app", {"torch", "ignite", "monai", "opentelemetry"}),
         ("import firetrace.tui.model, firetrace.tui.text", {"torch", "textual", "opentelemetry"}),
         ("import firetrace.exporters.chrome", {"torch", "textual", "opentelemetry", "rich"}),

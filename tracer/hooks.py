@@ -83,16 +83,13 @@ class TorchHooks:
             for prefix, module in modules.items():
                 if is_hookable(module):
                     self._add(module.register_forward_pre_hook, "enter", prefix + phase)
-                    self._add(
-                        module.register_forward_hook,
-                        "leave" if phase == "loss" else "leave_model",
-                        prefix + phase, always_call=True,
-                    )  # fmt: skip
+                    after = "leave" if phase == "loss" else "leave_model"
+                    self._add(module.register_forward_hook, after, prefix + phase)
         return bool(optimizers)
 
-    def _add(self, register: Any, action: str, phase: str, **options: Any) -> None:
+    def _add(self, register: Any, action: str, phase: str) -> None:
         try:
-            self._handles.append(register(Hook(self, action, phase), **options))
+            self._handles.append(register(Hook(self, action, phase)))
         except Exception as error:  # a module of an unusual kind; it is trained all the same
             log.warning("firetrace: no %s spans (%s: %s)", phase, type(error).__name__, error)
 
@@ -117,14 +114,17 @@ class TorchHooks:
         if self._reached > recorder.boundary:
             self._backward_begins(recorder, self._reached)
         self._reached = 0
+        here = phase, recorder.place
+        if self._inside is not None and self._inside[1] != recorder.place:
+            self._inside = None  # it raised
         if action == "reached":
-            if self._inside is None or self._inside[1] != recorder.place:
+            if self._inside is None:
                 self._backward_begins(recorder, 0)
         elif action in ("enter", "step"):
-            if self._inside is None or self._inside[1] != recorder.place:
-                self._inside = phase, recorder.place
+            if self._inside in (None, here):
+                self._inside = here
                 self._begin(recorder, phase, action == "step")
-        elif self._inside == (phase, recorder.place):
+        elif self._inside == here:
             self._inside = None
             recorder.stepped |= phase.endswith(OPTIMIZER)
             if recorder.node.boundary.endswith(BACKWARD):
@@ -154,9 +154,9 @@ class TorchHooks:
         boundary = recorder.node.boundary
         if boundary.endswith("forward"):
             loss = boundary.removesuffix("forward") + "loss"
-            recorder.end_phase(loss, now, begins=BACKWARD_BEGINS)
+            recorder.end_phase(loss, now, begins="backward")
         elif boundary != BACKWARD_BEGINS:  # the loss's own gradient was first
-            recorder.end_phase(None, recorder.boundary, begins=BACKWARD_BEGINS)
+            recorder.end_phase(None, recorder.boundary, begins="backward")
 
 
 def known_optimizers(engine: Any) -> dict[str, Any]:

@@ -55,7 +55,8 @@ SAMPLES = {"ITERATION_COMPLETED": "output", "EPOCH_COMPLETED": "metrics"}
 #: the optimizer's step, in an evaluator directly after FORWARD_COMPLETED.
 MODEL, BACKWARD, FORWARD = "MODEL_COMPLETED", "BACKWARD_COMPLETED", "FORWARD_COMPLETED"
 OPTIMIZER = "optimizer"
-BACKWARD_BEGINS = "backward begins"  # a boundary that hooks tell of; see ``hooks``
+BEGINS = " begins"  # after a phase's name: a boundary that hooks tell of; see ``hooks``
+BACKWARD_BEGINS = "backward" + BEGINS
 
 
 class Rules:
@@ -235,7 +236,8 @@ class Rules:
         key = f"\0{phase or ''}\0{begins}"  # no event is called so
         found = node.moves.get(key)
         if found is None:
-            target = self.node(node.frames, begins or phase or "", node.inside_handler)
+            boundary = begins + BEGINS if begins else phase or ""
+            target = self.node(node.frames, boundary, node.inside_handler)
             found = self._plain(node, None, key, target, phase=phase, is_boundary=True)
             node.moves[key] = self._settle(node, found)
         return found

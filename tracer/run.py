@@ -32,6 +32,18 @@ def base_directory() -> Path:
     return Path(os.environ.get("FIRETRACE_DIR") or FOLDER).absolute()
 
 
+def chosen() -> tuple[Path | None, str | None]:
+    """The directory and name that ``firetrace run`` chose, for this process and its children."""
+    directory = os.environ.get("FIRETRACE_RUN")
+    return Path(directory) if directory else None, os.environ.get("FIRETRACE_NAME") or None
+
+
+def unused_directory(name: str) -> Path:
+    """A directory for a run that may come. Nothing is made, so chance keeps it from others."""
+    start = time.strftime("%Y%m%d-%H%M%S")
+    return base_directory() / f"{start}-{os.urandom(3).hex()}-{file_name(name)}"
+
+
 def index_path() -> Path:
     """The user's list of runs, one JSON object a line."""
     return Path(user_state_path("firetrace", appauthor=False)) / "runs.jsonl"
@@ -42,7 +54,12 @@ def default_name() -> str:
     script = Path(sys.argv[0] if sys.argv else "").stem
     if script in ("", "-", "-c", "-m", "__main__"):
         script = Path.cwd().name
-    return re.sub(r"[^\w.-]+", "-", script).strip("-.")[:60] or "run"
+    return file_name(script)
+
+
+def file_name(text: str) -> str:
+    """``text`` as a part of a directory's name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "run"
 
 
 def begin(directory: Path | None, name: str | None) -> tuple[Path, dict[str, Any]]:

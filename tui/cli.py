@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 RUN_HELP = "a run's directory or name, or a .rows file; by default the newest run"
 EPILOG = """\
-In the training program:
+Trace a program without changing it:
+
+    firetrace run train.py
+
+or, in the training program:
 
     from firetrace import TraceHandler
     TraceHandler().attach(trainer)
@@ -30,12 +34,31 @@ or, in a MONAI bundle's config, {"_target_": "firetrace.tracer.TraceHandler"} am
 Runs go to ./firetrace-runs, or to $FIRETRACE_DIR.
 """
 
+RUN_DESCRIPTION = """\
+Starts a program as python would and records every ignite and MONAI engine that runs in it and in
+its children. Arguments, output, exit code and signals are the program's own."""
+RUN_EPILOG = """\
+examples:
+  firetrace run train.py --epochs 20
+  firetrace run -m monai.bundle run --config_file configs/train.json
+  firetrace run -o runs/first torchrun --nproc_per_node 2 train.py
+
+Options for firetrace come before the program. The directory is made when the first engine runs.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a name still works
-    arguments = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    program: list[str] = []
+    if words[:1] == ["run"]:
+        from firetrace.tui.launch import split
+
+        words[1:], program = split(words[1:])
+    arguments = parser().parse_args(words)
+    arguments.program = program
     try:
         code: int = arguments.action(arguments)
         sys.stdout.flush()
@@ -70,6 +93,22 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=_version())
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run", help="start a program, unchanged, and record every engine in it",
+        usage="firetrace run [-o DIR] [-n NAME] [-q] (SCRIPT | -m MODULE | COMMAND) [ARG ...]",
+        description=RUN_DESCRIPTION, epilog=RUN_EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    run.add_argument(
+        "-o", "--output", type=Path, metavar="DIR",
+        help="the run's directory (default: a new one in ./firetrace-runs or $FIRETRACE_DIR)",
+    )  # fmt: skip
+    run.add_argument("-n", "--name", help="of the run (default: the script's)")
+    run.add_argument(
+        "-q", "--quiet", action="store_true", help="do not say where the run is recorded"
+    )
+    run.set_defaults(action=_run, wrong_usage=run.error)
 
     watch = _command(commands, "watch", _watch, "the live app: follow a run while it trains")
     watch.add_argument(
@@ -160,6 +199,30 @@ def _table(run: Run) -> Table:
             "(name a .rows file to see it)\n"
         )
     return read_table(run.newest)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from firetrace.tracer.run import unused_directory
+    from firetrace.tui.format import printable
+    from firetrace.tui.launch import become, command, default_name, environment
+
+    if not arguments.program:
+        arguments.wrong_usage("name a program, such as: firetrace run train.py")
+    try:
+        file, words = command(arguments.program)
+    except FileNotFoundError as error:
+        fail(str(error))
+        return 2
+    name = arguments.name or default_name(arguments.program)
+    directory = arguments.output.absolute() if arguments.output else unused_directory(name)
+    if not arguments.quiet:
+        watch = f"firetrace watch {shlex.quote(str(directory))}"
+        line = f"firetrace: recording to {directory}; see it with: {watch}"
+        sys.stderr.write(printable(line) + "\n")
+    become(file, words, environment(directory, name))
+    return 0
 
 
 def _watch(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""The folder that ``firetrace run`` puts in front of ``PYTHONPATH``."""
