@@ -21,23 +21,10 @@ from firetrace import TraceHandler
 from firetrace.tracer import storage
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.run import open_run
-from firetrace.tracer.table import Table, read_table
-from tests.support.shape import assert_well_formed, outline, tree
+from firetrace.tracer.table import read_table
+from tests.support.recordings import recorded
+from tests.support.shape import outline, tree
 from tests.support.trainings import Training, plain_engine
-
-
-def recorded(handler: TraceHandler) -> Table:
-    """Close the handler and read what it has recorded; it must be well formed."""
-    assert handler.directory is not None
-    directory = handler.directory
-    handler.close()
-    table = read_table(open_run(directory).newest)
-    assert_well_formed(table)
-    assert not len(table.open_positions())
-    assert table.meta.stopped is None
-    assert not table.damaged
-    return table
-
 
 TRAINING = """\
 run

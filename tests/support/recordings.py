@@ -14,6 +14,22 @@ from typing import Any
 from ignite.engine import Engine, EventEnum, Events
 
 from firetrace import TraceHandler
+from firetrace.tracer.run import open_run
+from firetrace.tracer.table import Table, read_table
+from tests.support.shape import assert_well_formed
+
+
+def recorded(handler: TraceHandler) -> Table:
+    """Close the handler and read what it has recorded; it must be well formed."""
+    assert handler.directory is not None
+    directory = handler.directory
+    handler.close()
+    table = read_table(open_run(directory).newest)
+    assert_well_formed(table)
+    assert not len(table.open_positions())
+    assert table.meta.stopped is None
+    assert not table.damaged
+    return table
 
 
 class Phases(EventEnum):
