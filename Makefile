@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types/firetrace
 
-.PHONY: help env demo test lint types imports format bench ci clean
+.PHONY: help env demo test lint types imports versions format bench ci clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
@@ -44,10 +44,22 @@ types: $(READY) $(TYPES)/__init__.py ## mypy --strict, tests and samples too
 imports: $(READY) $(TYPES)/__init__.py ## the import contracts
 	PYTHONPATH=build/types $(BIN)/lint-imports --no-cache
 
+# Each release of ignite is laid beside the environment, which has the newest.
+IGNITES := 0.5.0.post2 0.5.1 0.5.2 0.5.3 0.5.4
+build/ignite/%: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ pytorch-ignite==$*
+
+versions: $(addprefix build/ignite/,$(IGNITES)) ## test the recording with every ignite from 0.5.0 on
+	for version in $(IGNITES); do \
+		echo "pytorch-ignite $$version" && \
+		PYTHONPATH=build/ignite/$$version IGNITE_VERSION=$$version $(BIN)/python -m pytest -q \
+			tests/test_ignite.py tests/test_handler.py tests/test_own_spans.py || exit 1; \
+	done
+
 bench: $(READY) ## measure against the peers; prints ratios
 	$(BIN)/python -m bench
 
-ci: lint types imports test ## everything that must hold
+ci: lint types imports test versions ## everything that must hold
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

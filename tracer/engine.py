@@ -10,6 +10,7 @@ from threading import current_thread, get_ident
 from typing import Any
 
 from firetrace.tracer.hooks import TorchHooks, by_prefix
+from firetrace.tracer.public import FirePublicEvent, Watcher, ignore, listen
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.recording import Recording, engine_label
 from firetrace.tracer.scalars import numbers
@@ -47,7 +48,10 @@ class EngineTracer:
         self._detached = False
         self._seams: list[Seam] = []
         run = Run if hasattr(engine, Run.name) else PublicRun
-        for seam in (FireEvent, run, LegacyRun, Loader):
+        fire, self._watchers = FireEvent, list[Watcher]()
+        if not hasattr(engine, FireEvent.name):
+            fire, self._watchers = FirePublicEvent, listen(engine, self)
+        for seam in (fire, run, LegacyRun, Loader):
             if hasattr(engine, seam.name):
                 self._put(engine, seam)
         self._put_calls(engine)
@@ -95,6 +99,8 @@ class EngineTracer:
                 delattr(engine, seam.name)
             else:
                 setattr(engine, seam.name, seam.below)
+        if engine is not None:
+            ignore(engine, self._watchers)
         if not self._thread:  # else ``leave`` does this, when the run has ended
             self._forget()
 
@@ -158,6 +164,12 @@ class EngineTracer:
             for seam in self._seams:
                 seam.hold(engine)
         return recorder
+
+    def seen(self, event: Any) -> None:
+        """An event was fired; how long its handlers take is not known."""
+        recorder, engine = self.running(), self.engine_ref()
+        if recorder is not None and engine is not None:
+            self.guarded(recorder.event_without_handlers, event, engine)
 
     def _begin(self, engine: Any, recorder: Recorder) -> None:
         self._put_calls(engine)

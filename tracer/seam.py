@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from firetrace.tracer.engine import EngineTracer
     from firetrace.tracer.recorder import Recorder
 
-#: Digests of the ``_fire_event`` that ``FireEvent`` replaces faithfully: ignite 0.5.3 to 0.5.5.
-KNOWN_FIRE_EVENT = frozenset({"1c7bf60f4829fc8e"})
+#: Digests of the ``_fire_event`` s that ``FireEvent`` replaces faithfully -> whether a handler's
+#: first argument is a weak reference to the engine (ignite 0.5.3 to 0.5.5), or the engine itself.
+KNOWN_FIRE_EVENT = {"1c7bf60f4829fc8e": True, "19e7685cfef55bbc": False}
 
 
 def source_digest(function: Any) -> str:
@@ -126,6 +127,7 @@ class FireEvent(Seam):
         super().__init__(engine, tracer, below)
         digest = source_digest(type(engine)._fire_event) if below is None and tracer else ""
         self.replaces = digest in KNOWN_FIRE_EVENT
+        self.holds_weakly = KNOWN_FIRE_EVENT.get(digest, True)
         self.running_engine: Any = None  # held while it runs, where its ``_fire_event`` is replaced
 
     def hold(self, engine: Any) -> None:
@@ -225,7 +227,7 @@ class FireEvent(Seam):
                         height = tracer.give_up(error)
                 if event_kwargs:
                     kwargs.update(event_kwargs)
-                if args and isinstance(args[0], weakref.ref):
+                if args and self.holds_weakly and isinstance(args[0], weakref.ref):
                     resolved_engine = args[0]()
                     if resolved_engine is None:
                         raise RuntimeError(
@@ -235,6 +237,8 @@ class FireEvent(Seam):
                         func(resolved_engine, *event_args, *args[1:], **kwargs)
                     else:
                         func(resolved_engine)
+                elif args and not self.holds_weakly and args[0] == engine:
+                    func(args[0], *event_args, *args[1:], **kwargs)
                 else:
                     func(*event_args, *args, **kwargs)
         except BaseException as error:
