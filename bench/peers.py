@@ -60,12 +60,13 @@ class Firetrace(Peer):
     """``TraceHandler`` as it comes."""
 
     records = SPANS
+    context = True
 
     def attach(self, engine: Engine) -> None:
         """Attach the handler."""
         from firetrace import TraceHandler
 
-        self.handler = TraceHandler(self.directory)
+        self.handler = TraceHandler(self.directory, context=self.context)
         self.handler.attach(engine)
 
     def close(self) -> int:
@@ -75,6 +76,12 @@ class Firetrace(Peer):
 
         self.handler.close()
         return len(read_table(open_run(self.directory).newest))
+
+
+class FiretraceWithoutContext(Firetrace):
+    """The same, leaving OpenTelemetry's current span alone."""
+
+    context = False
 
 
 class BasicTimeProfiler(Peer):

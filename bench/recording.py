@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.process import forked, fresh
-from bench.result import Bar, Row, median, number, ratio_bounds, times
+from bench.result import Bar, Row, difference_bound, median, number, ratio_bounds, times
 from bench.settings import Progress, Settings
 
 SUBJECT = "recording: CPU time added to an iteration of eight events"
@@ -39,6 +39,7 @@ SUBJECT = "recording: CPU time added to an iteration of eight events"
 #: ``FEWEST_EPOCHS``, before which the collector has not come to its usual pace
 PEERS = {
     "firetrace": ("Firetrace", False, 1.0),
+    "firetrace, no context": ("FiretraceWithoutContext", False, 1.0),
     "BasicTimeProfiler": ("BasicTimeProfiler", False, 1.0),
     "OpenTelemetry SDK": ("OpenTelemetrySdk", False, 2 / 3),
     "nothing": ("Peer", False, 1.0),
@@ -130,14 +131,23 @@ def rows(samples: dict[str, list[float]]) -> list[Row]:
         figure = f"{micro(name)}, half of them {number(low)} to {number(high)}"
         return Row(SUBJECT, "for scale", "", f"{name}: {figure}", samples={name: samples[name]})
 
+    def context(samples: dict[str, list[float]]) -> Row:
+        """What it takes that OpenTelemetry's current span is the innermost open row."""
+        without = "firetrace, no context"
+        middle, high = difference_bound(samples["firetrace"], samples[without])
+        return Row(
+            SUBJECT, "OpenTelemetry's context a step", f"{middle:+.2f} \u00b5s", "",
+            f"<= {high:.2f} \u00b5s", Bar(1, " \u00b5s"), high, {without: samples[without]},
+        )  # fmt: skip
+
     ours, handlers = "firetrace", ", user handlers"
     return [
         compare("all spans on", ours, "BasicTimeProfiler", Bar(0.35)),
         compare("all spans on", ours, "OpenTelemetry SDK", Bar(1 / 25)),
         compare(
-            "with eight user handlers", ours + handlers, "HandlersTimeProfiler" + handlers,
-            Bar(1, binding=False),
+            "with eight user handlers", ours + handlers, "HandlersTimeProfiler" + handlers, Bar(1)
         ),
+        context(samples),
         compare("all spans on", ours, "HandlersTimeProfiler", None),
         scale("eight handlers that do nothing"),
         scale("nothing"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from threading import current_thread, get_ident
 from typing import Any
 
+from firetrace.tracer.fire import FireEvent
 from firetrace.tracer.hooks import TorchHooks, by_prefix
 from firetrace.tracer.public import FirePublicEvent, Watcher, ignore, listen
 from firetrace.tracer.recorder import Recorder
@@ -18,7 +19,6 @@ from firetrace.tracer.seam import (
     CALLS,
     GAN_CALLS,
     Call,
-    FireEvent,
     LegacyRun,
     Loader,
     PublicRun,
@@ -48,7 +48,8 @@ class EngineTracer:
         self._detached = False
         self._seams: list[Seam] = []
         run = Run if hasattr(engine, Run.name) else PublicRun
-        fire, self._watchers = FireEvent, list[Watcher]()
+        fire: type[Seam] = FireEvent
+        self._watchers = list[Watcher]()
         if not hasattr(engine, FireEvent.name):
             fire, self._watchers = FirePublicEvent, listen(engine, self)
         for seam in (fire, run, LegacyRun, Loader):

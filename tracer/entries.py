@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from firetrace.tracer.engine import own_attribute, traces
+from firetrace.tracer.fire import FireEvent
 from firetrace.tracer.handler import TraceHandler
 from firetrace.tracer.recording import Recording, Settings, shared
-from firetrace.tracer.seam import FireEvent, LegacyRun, PublicRun, Run, Seam
+from firetrace.tracer.seam import LegacyRun, PublicRun, Run, Seam
 
 log = logging.getLogger("firetrace")
 

@@ -36,8 +36,9 @@ KEEP, AS_THEY_ARE, ONE_AHEAD = 0, 1, 2
 #: none did.
 NO_GUESS, RIGHT, RENAME, DROP = 0, 1, 2, 3
 
-#: Shapes of moves: at most one span ends and one opens after; a container opens; containers close.
-OTHER, BOUNDARY, OPENS, CLOSES = 0, 1, 2, 3
+#: Shapes of moves: at most one span ends and one opens after; a container opens; containers close;
+#: anything else.
+BOUNDARY, OPENS, CLOSES, OTHER = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Each writes the rows that the recorder's ``before``, ``begin_event``, ``end_event`` and ``after``
 would write, in as few stores as can be: it is what makes recording cheap. An event without handlers
 takes one call, ``Move.action``. One with handlers takes two: ``Move.begin`` opens the event's span
-and that of the first handler, ``Move.finish`` closes the event's when the last handler has ended.
+and that of the first handler, ``Move.finish`` closes both when the last handler has returned. The
+most frequent of these ``FireEvent`` carries out itself.
 
 An event without duration takes the nanosecond in which it fires: what begins after it begins
 later, what ends after it ends later, so nesting by time is nesting by parent.
@@ -114,21 +115,14 @@ def slowly(recorder: Recorder, move: Move, now: int, engine: Any) -> None:
 # Events with handlers. To begin one returns the stack's height above its row, which is never 0.
 
 
-def begin_at_boundary(recorder: Recorder, move: Move, now: int, engine: Any, handler: int) -> int:
-    """At most one span ends, then the event and its first handler begin."""
+def begin_event(recorder: Recorder, move: Move, now: int, engine: Any, handler: int) -> int:
+    """The event and its first handler begin."""
     pen, stack = recorder.pen, recorder.stack
     row = pen.next_row
     if row + 2 > pen.last_row or recorder.muted:
         return begin_slowly(recorder, move, now, engine, handler)
     if recorder.track.noted:
         recorder.track.noted = 0
-    if move.quick_ends:
-        top = stack[-1]
-        if top >= pen.first:
-            pen.words[top * 4 + pen.end_at] = now
-        else:
-            pen.close(top, now, 0)
-        stack.pop()
     place = recorder.place
     pen.put_oo(
         pen.target, row * 32 - pen.base,
@@ -177,36 +171,6 @@ def begin_slowly(recorder: Recorder, move: Move, now: int, engine: Any, handler:
     return height
 
 
-def finish_and_open(recorder: Recorder, move: Move, height: int) -> None:
-    """The last handler and its event end; at most one span opens after them."""
-    now = monotonic_ns() + recorder.offset
-    pen, stack = recorder.pen, recorder.stack
-    row = pen.next_row
-    if (
-        len(stack) != height + 1 or stack[-2] < pen.first or row >= pen.last_row or recorder.muted
-        or not recorder.ident
-    ):  # fmt: skip
-        return recorder.end_event(move, height)
-    words, at = pen.words, pen.end_at
-    words[stack[-1] * 4 + at] = words[stack[-2] * 4 + at] = now
-    del stack[-2:]
-    recorder.boundary = later = now + 1
-    then = move.quick_then
-    if move.is_boundary:
-        recorder.node = node = move.target.entry
-        if node.guess is not None:
-            then = node.guess | GUESSED
-    else:
-        recorder.node = move.target
-    if then >= 0:
-        pen.put_o(
-            pen.target, row * 32 - pen.base, stack[-1], then, recorder.place, later
-        )  # fmt: skip
-        pen.next_row = row + 1
-        stack.append(row)
-    return None
-
-
 def finish_and_close(recorder: Recorder, move: Move, height: int) -> None:
     """The last handler and its event end, then one or more containers."""
     now = monotonic_ns() + recorder.offset
@@ -245,9 +209,10 @@ def _close(recorder: Recorder, move: Move, now: int) -> None:
 
 
 #: By a move's shape: what to do at an event without handlers; before and after one that has some.
+#: What ``FireEvent`` does itself comes here only where it is unusual.
 ACTIONS = {
-    BOUNDARY: (pass_boundary, begin_at_boundary, finish_and_open),
-    OPENS: (open_container, begin_in_container, finish_and_open),
-    CLOSES: (close_containers, begin_at_boundary, finish_and_close),
+    BOUNDARY: (pass_boundary, begin_slowly, finish_slowly),
+    OPENS: (open_container, begin_in_container, finish_slowly),
+    CLOSES: (close_containers, begin_event, finish_and_close),
     OTHER: (slowly, begin_slowly, finish_slowly),
 }
