@@ -19,8 +19,8 @@ from ignite.engine import Engine, Events, State
 
 from firetrace import TraceHandler
 from firetrace.tracer.everywhere import trace_every_engine
-from firetrace.tracer.run import known_runs, open_run
 from firetrace.tracer.fire import FireEvent
+from firetrace.tracer.run import known_runs, open_run
 from firetrace.tracer.startup.sitecustomize import AfterImport
 from firetrace.tracer.table import Table, read_table
 from tests.support.shape import assert_well_formed, outline, tree

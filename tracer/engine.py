@@ -107,7 +107,7 @@ class EngineTracer:
 
     def _forget(self) -> None:
         for recorder in self._recorders.values():
-            recorder.ident = 0
+            recorder.end()
 
     # Failures of firetrace's own
 

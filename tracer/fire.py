@@ -72,7 +72,7 @@ class FireEvent(Seam):
         """Run the handlers of an event exactly as ignite does, and record what runs."""
         # The common case first, and nothing else in this function: its size is part of its cost.
         engine, recorder = self.running_engine, self.recorder
-        if engine is not None and recorder is not None and recorder.ident == get_ident():
+        if engine is not None and recorder is not None and recorder.awake == get_ident():
             # ignite builds a debug text for every event, which costs more than recording it.
             try:
                 quiet = not engine.logger._cache[DEBUG]
@@ -97,14 +97,14 @@ class FireEvent(Seam):
         self._otherwise(event_name, event_args, event_kwargs)
 
     def _otherwise(self, event_name: Any, event_args: Any, event_kwargs: Any) -> None:
-        """An event outside of a run, in another thread, with DEBUG on, ..."""
+        """An event outside of the innermost run, in another thread, with DEBUG on, ..."""
         engine, recorder, tracer = self.engine(), self.recorder, self.tracer
         if recorder is None or recorder.ident != get_ident():
             recorder = tracer.rebind() if tracer is not None else None
         if recorder is None or tracer is None:
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
-        recorder.track.events += 1
+        aside = recorder.step_aside()
         try:
             if not self.replaces:
                 self._around(engine, recorder, event_name, event_args, event_kwargs)
@@ -120,7 +120,7 @@ class FireEvent(Seam):
             else:
                 tracer.guarded(recorder.event_without_handlers, event_name, engine)
         finally:
-            recorder.track.events -= 1
+            recorder.step_back(aside)
 
     def _run(
         self, engine: Any, recorder: Recorder, event_name: Any, handlers: Any,

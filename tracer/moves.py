@@ -76,7 +76,7 @@ CORE: dict[str, Rule] = {
     "EXCEPTION_RAISED": Rule(IN_EPOCH, reason="exception"),
 }
 
-MOST_PAIRS = 32  # open at once; a pair that never ends must not grow without bound
+MOST_PAIRS = 64  # open at once; a pair that never ends must not grow without bound
 
 
 @dataclass(eq=False, slots=True)
@@ -100,19 +100,23 @@ class Node:
     #: object can get the same id.
     by_id: dict[int, Move] = field(default_factory=dict)
     twins: dict[int, Node] = field(default_factory=dict)
+    barren: bool = False  #: no phase has followed here though one was taken for granted
 
     def __post_init__(self) -> None:
         self.base = self.entry = self
 
+    def twin(self, phase: int) -> Node:
+        """The same place with a phase open."""
+        base = self.base
+        if phase not in base.twins:
+            twin = Node(base.frames, base.boundary, base.inside_handler, phase)
+            twin.base = base
+            base.twins[phase] = twin
+        return base.twins[phase]
+
     def learn(self, phase: int | None) -> None:
         """From now on, guess that this phase follows here (None: no guess)."""
-        base = self.base
-        base.entry = base
-        if phase is not None:
-            base.entry = base.twins.setdefault(
-                phase, Node(base.frames, base.boundary, base.inside_handler, phase)
-            )
-            base.entry.base = base
+        self.base.entry = self.base if phase is None else self.twin(phase)
 
 
 @dataclass(eq=False, slots=True)

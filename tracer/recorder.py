@@ -38,8 +38,8 @@ class Recorder(OpenRows):
     """Writes the spans of one engine in one thread."""
 
     __slots__ = (
-        "base", "boundary", "handler_names", "handler_root", "node", "outer", "plan", "resumes",
-        "rules", "run_row", "sampler", "step_label", "stepped", "steps",
+        "awake", "base", "boundary", "handler_names", "handler_root", "node", "outer", "plan",
+        "resumes", "rules", "run_row", "sampler", "step_label", "stepped", "steps", "unknown",
     )  # fmt: skip
 
     def __init__(self, writer: JournalWriter, track: ThreadTrack, engine: str, key: int) -> None:
@@ -47,18 +47,24 @@ class Recorder(OpenRows):
         self.rules = rules = Rules(self.label)
         self.handler_names = HandlerNames(self.label)
         self.step_label = self.label(*STEP)
-        self.node: Node = rules.root
+        self.unknown = self.label("phase", "unknown")
+        self.awake = 0  # ``ident`` while this engine is the one that runs innermost
+        self.node: Node = rules.outside
         self.handler_root = rules.handler_root
         self.base = len(track.stack)  # this engine's rows lie above
         self.boundary = 0  # Unix ns at which the next phase begins
         self.steps = 0
         self.stepped = False  # an optimizer was, since a phase of one ended
-        self.outer: OpenRows | None = None  # the engine inside whose run this one runs
+        self.outer: Recorder | None = None  # the engine inside whose run this one runs
         self.plan: tuple[Any, ...] = ()  # what the engine last said about how far it means to go
         self.run_row = 0
         self.resumes = 0  # row of the run that was interrupted before
         #: "output" or "metrics" -> numbers to record then, by name
         self.sampler: Callable[[str], Iterable[tuple[str, float]]] | None = None
+
+    def end(self) -> None:
+        """Write nothing from now on."""
+        self.ident = self.awake = 0
 
     # Events
 
@@ -191,8 +197,41 @@ class Recorder(OpenRows):
             self.before(move, now, None)
             self.after(move, now)
 
+    def assume(self) -> None:
+        """Something else is recorded now, inside what may be a phase: open it, without its name.
+
+        If no event ends it, it was none, and what was inside belongs to what is around it.
+        """
+        if not self.muted and self.ident and self.rules.may_be_in_phase(self.node):
+            parent, label = self.stack[-1], self.unknown | GUESS << 24
+            self.stack.append(self.pen.write(parent, label, self.place, 0, self.boundary))
+            self.node = self.node.twin(self.unknown)
+
+    def step_aside(self) -> tuple[Node, bool] | None:
+        """An event comes while this engine does not run innermost: it opens and closes nothing.
+
+        Return what ``step_back`` needs.
+        """
+        innermost = self.track.innermost
+        if innermost is self:
+            return None
+        before = self.node, self.muted
+        self.node, self.muted = self.rules.outside, False
+        if innermost is not None:
+            innermost.assume()
+            self.muted = innermost.muted
+        return before
+
+    def step_back(self, before: tuple[Node, bool] | None) -> None:
+        """The event is over."""
+        if before is not None:
+            self.node, self.muted = before
+            if self.track.innermost is not None and self.ident:
+                self.track.innermost.boundary = self.now()
+
     def enter_span(self, label: int) -> tuple[Node, int, int] | None:
         """Open a span of the user's. Return what ``exit_span`` needs; None: it is not recorded."""
+        self.assume()
         before = self.node
         inside = self.rules.inside_span(before)
         if inside is None or self.muted:
@@ -208,6 +247,11 @@ class Recorder(OpenRows):
         if not self.ident or len(self.stack) < height or self.stack[height - 1] != row:
             return
         now = self.now()
+        if self.node.guess is not None and self.node.frames == self.rules.frames_inside(before):
+            if self.node.guess == self.unknown:
+                self.node.base.barren = True
+            self.node.learn(None)
+            self.pop(now, GUESS | VOID)
         self.unwind(height, now)
         if error is not None:
             self.failed(error)
@@ -229,6 +273,7 @@ class Recorder(OpenRows):
             self.node.learn(move.phase)
         elif move.guess == DROP and not move.reason:
             self.node.learn(None)
+            self.node.base.barren |= self.node.guess == self.unknown
         self.pop(now, flags)
 
     def _write_phase(self, label: int, now: int, flags: int) -> None:
@@ -307,10 +352,11 @@ class Recorder(OpenRows):
 
     def begin_run(self) -> None:
         """``engine.run`` was called: rows of this engine lie above what is open now."""
-        if not self.track.running and not self.track.events:
-            self.unwind(1, self.now())  # it was begun outside of a run, and never ended
-        self.track.running += 1
-        self.outer, self.track.innermost = self.track.innermost, self
+        outer = self.outer = self.track.innermost
+        if outer is not None:
+            outer.assume()
+            outer.awake = 0
+        self.track.innermost, self.awake = self, self.ident
         self.base = len(self.stack)
         self.node = self.rules.root
         self.muted = False
@@ -331,9 +377,11 @@ class Recorder(OpenRows):
             self.unwind(self.base, now, "exception", CUT | ERROR)
         else:
             self.unwind(self.base, now, reason)
-        self.track.running -= 1
-        self.track.innermost, self.outer = self.outer, None
+        self.track.innermost, self.awake = self.outer, 0
+        if self.outer is not None:
+            self.outer.awake, self.outer.boundary = self.outer.ident, now
+            self.outer = None
         self.track.noted = 0
         self.resumes = self.run_row if interrupted else 0
         self.muted = False
-        self.node = self.rules.root
+        self.node = self.rules.outside

@@ -150,7 +150,7 @@ class Recording:
         """Stop everyone from writing (in a forked child nothing else may be done)."""
         self.ended = True
         for recorder in self._recorders:
-            recorder.ident = 0
+            recorder.end()
 
 
 _recordings: weakref.WeakSet[Recording] = weakref.WeakSet()

@@ -29,10 +29,8 @@ class ThreadTrack:
         self.pen: Pen = writer.pen()
         self.stack: list[int] = [0]  # row numbers, outermost first; 0 at the bottom: no parent
         self.thread = weakref.ref(threading.current_thread())  # idents are used again
-        self.running = 0  # runs of engines, one inside the other
-        self.events = 0  # events fired outside of a run, one inside the other
         self.noted = 0  # ``id`` of the exception that is passing and has been noted
-        self.innermost: OpenRows | None = None  # of the engine that runs, innermost
+        self.innermost: Any = None  # the recorder of the engine that runs innermost
 
 
 class OpenRows:

@@ -71,6 +71,9 @@ class Rules:
         self._nodes: dict[tuple[tuple[Frame, ...], str, bool], Node] = {}
         self.root = self.node(())
         self.handler_root = self.node((), inside_handler=True)
+        #: Where an engine is that does not run, or whose run has another one inside: its events
+        #: open and close nothing, since what is open belongs to others.
+        self.outside = Node((), inside_handler=True)
         #: Whether each step of each optimizer is told of: one that is not did not happen.
         self.watches_optimizers = False
         self.samples: frozenset[str] = frozenset()  # "output", "metrics": what is recorded
@@ -79,7 +82,7 @@ class Rules:
         """Set what moves depend on."""
         if (watches_optimizers, samples) != (self.watches_optimizers, self.samples):
             self.watches_optimizers, self.samples = watches_optimizers, samples
-            for node in self._nodes.values():
+            for node in (self.outside, *self._nodes.values()):
                 for each in (node, *node.twins.values()):
                     each.moves.clear()
                     each.by_id.clear()
@@ -136,6 +139,8 @@ class Rules:
         rule = None if node.inside_handler else CORE.get(text)
         if rule is not None:
             return self._core(node, event, text, rule)
+        if node is self.outside:
+            return self._plain(node, event, text, node)
         stem, _, suffix = text.rpartition("_")
         suffix = suffix.upper()
         if suffix == "STARTED" and stem and len(node.frames) < MOST_PAIRS:
@@ -243,16 +248,23 @@ class Rules:
         return found
 
     def inside_span(self, node: Node) -> Node | None:
-        """The node inside a span of the user's; None: there are too many, one in another.
-
-        A phase that was opened on a guess stays open around it.
-        """
+        """The node inside a span of the user's; None: there are too many, one in another."""
         if len(node.frames) >= MOST_PAIRS:
             return None
-        frames = node.frames
-        if node.guess is not None:
-            frames = (*frames, Frame("guess", str(node.guess)))
-        return self.node((*frames, SPAN), "", node.inside_handler)
+        return self.node(self.frames_inside(node), "", node.inside_handler)
+
+    @staticmethod
+    def frames_inside(node: Node) -> tuple[Frame, ...]:
+        """What is open inside a span of the user's. A phase that was guessed stays around it."""
+        if node.guess is None:
+            return (*node.frames, SPAN)
+        return (*node.frames, Frame("guess", str(node.guess)), SPAN)
+
+    def may_be_in_phase(self, node: Node) -> bool:
+        """Whether the event that comes next may say that a phase has been going on."""
+        if node.guess is not None or node.barren or node.inside_handler:
+            return False
+        return in_process_function(node) or bool(node.boundary and node.frames[-1:] == (STEP,))
 
     def _pair_started(self, node: Node, event: object, text: str, pair: Frame) -> Move:
         frames, cut = node.frames, 0
