@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,6 +24,7 @@ from firetrace.tracer.journal import Flag
 from firetrace.tracer.table import Table
 
 CHUNK = 16_384
+TOLD = int(Flag.ERROR | Flag.CUT | Flag.SKIPPED)
 FIELDS = ("name", "lane", "flags", "epoch", "iteration", "end")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f\\"]')
 
@@ -66,6 +68,7 @@ def chunks(table: Table) -> Iterator[str]:
     order = np.argsort(rows["start"], kind="stable")  # of equal starts the parent, written first
     base = int(rows["start"].min()) if len(rows) else 0
     templates: dict[tuple[int, int], tuple[str, str]] = {}
+    attributes = table.meta.attributes
     for first in range(0, len(order), CHUNK):
         part = rows[order[first : first + CHUNK]]
         numbers = table.numbers[order[first : first + CHUNK]]
@@ -79,7 +82,7 @@ def chunks(table: Table) -> Iterator[str]:
             template = templates.get((name, lane))
             if template is None:
                 template = templates[name, lane] = _templates(table, name, lane, pid)
-            more = _more(table, number, flags) if flags & (Flag.ERROR | Flag.CUT) else ""
+            more = _more(table, number, flags) if flags & TOLD or number in attributes else ""
             micro, nano = divmod(start, 1000)
             if end:
                 long, rest = divmod(duration, 1000)
@@ -130,9 +133,20 @@ def _templates(table: Table, name: int, lane: int, pid: int) -> tuple[str, str]:
     return closed, '{"ph":"B","ts":%d.%03d,' + head + "," + args + "}"
 
 
+def _shown(value: Any) -> Any:
+    """A value that Perfetto takes: one NaN would lose all of a span's arguments."""
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return value if not isinstance(value, float) or isfinite(value) else str(value)
+
+
 def _more(table: Table, number: int, flags: int) -> str:
-    """Arguments of a span that failed or was cut short."""
-    more: dict[str, Any] = {}
+    """Arguments of a span that failed, was cut short or skipped, or is the user's own."""
+    more: dict[str, Any] = {
+        safe(key): _shown(value) for key, value in table.meta.attributes.get(number, {}).items()
+    }
+    if flags & Flag.SKIPPED:
+        more["skipped"] = True
     exception = table.meta.exceptions.get(number)
     if exception is not None:
         for key in ("exception.type", "exception.message", "exception.stacktrace"):

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ignite.engine import Events
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from firetrace import TraceHandler
 from firetrace.exporters.chrome import export_chrome
 from firetrace.exporters.otlp import (
     ExportError,
@@ -18,12 +20,15 @@ from firetrace.exporters.otlp import (
     make_exporter,
     protocol_for,
 )
-from firetrace.exporters.spans import batches, journal_spans, readable_spans, span_ids
+from firetrace.exporters.spans import batches, journal_spans, readable_spans
+from firetrace.tracer.ids import span_id, span_ids
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.table import Table, read_table
 from firetrace.tracer.writer import JournalWriter
 from tests.support.otlp_server import OtlpGrpcServer, OtlpHttpServer, attributes
 from tests.support.perfetto import PerfettoTrace
+from tests.support.recordings import recorded
+from tests.support.trainings import Training
 
 STRANGE = 'a"b\\c\n\x1b[31m[bold]\u00e9\u6f22\U0001f600%d\x00'
 
@@ -97,6 +102,42 @@ def test_perfetto_reads_the_sample_exactly(sample: Table, tmp_path: Path) -> Non
         root = ("", *key[1:])
         ours[root] += count
     assert found == ours
+
+
+def test_perfetto_shows_what_the_user_noted(tmp_path: Path) -> None:
+    """Attributes of a span of the user's own, and the optimizer's steps that were skipped."""
+    training = Training()
+    training.trainer.accumulation_steps = 2
+    handler = TraceHandler()
+
+    def augment() -> None:
+        with handler.span("augment", cases=3, loss=float("nan"), names=["a", "b"]):
+            pass
+
+    training.trainer.add_event_handler(Events.ITERATION_STARTED, augment)
+    handler.attach(training.trainer)
+    training.trainer.run()
+    table = recorded(handler)
+    path = tmp_path / "trace.json"
+    assert export_chrome(table, path) == len(table)
+    with PerfettoTrace(path) as trace:
+        (count,) = trace.sql("select count(*) as n from slice")
+        noted = trace.sql(
+            "select extract_arg(arg_set_id, 'args.cases') as cases,"
+            " extract_arg(arg_set_id, 'args.loss') as loss,"
+            " extract_arg(arg_set_id, 'args.names[1]') as name,"
+            " extract_arg(arg_set_id, 'args.iteration') as iteration"
+            " from slice where name = 'augment'"
+        )
+        skipped = trace.sql(
+            "select extract_arg(arg_set_id, 'args.iteration') as iteration from slice"
+            " where name = 'optimizer' and extract_arg(arg_set_id, 'args.skipped') order by ts"
+        )
+    assert count["n"] == len(table)
+    assert noted == [
+        {"cases": 3, "loss": "nan", "name": "b", "iteration": i + 1} for i in range(6)
+    ]  # fmt: skip
+    assert [row["iteration"] for row in skipped] == [1, 4]
 
 
 def test_children_never_outlive_their_parents(sample: Table, tmp_path: Path) -> None:
@@ -188,7 +229,10 @@ def test_ids_are_the_same_every_time(sample: Table) -> None:
     )
     assert first == second
     assert len(set(first)) == len(sample)
-    assert (span_ids(sample.header.seed, sample.numbers) != 0).all()
+    ids = span_ids(sample.header.seed, sample.numbers)
+    assert (ids != 0).all()
+    # The training, which hands them out one by one, knows the same.
+    assert ids.tolist() == [span_id(sample.header.seed, n) for n in sample.numbers.tolist()]
 
 
 def test_spans_feed_any_sdk_exporter(sample: Table) -> None:
