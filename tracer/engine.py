@@ -176,7 +176,7 @@ class EngineTracer:
         self._put_calls(engine)
         recorder.sampler = self._sample
         samples = {"metrics", "output"} if self._output_transform else {"metrics"}
-        recorder.rules.configure(self._hooks.install(engine), frozenset(samples))
+        recorder.rules.configure(self._hooks.install(engine, recorder), frozenset(samples))
         recorder.begin_run()
         if self.recording.settings.context and "opentelemetry.trace" in sys.modules:
             from firetrace.tracer import context  # the program uses OpenTelemetry

@@ -13,9 +13,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from firetrace.tracer.rules import BACKWARD, BACKWARD_BEGINS, FORWARD, OPTIMIZER
+from firetrace.tracer.rules import BACKWARD, BACKWARD_BEGINS, FORWARD, OPTIMIZER, SINCE_BOUNDARY
+from firetrace.tracer.shortcuts import Passing, pass_phase
 
 if TYPE_CHECKING:
     from firetrace.tracer.engine import EngineTracer
@@ -29,19 +31,25 @@ KNOWN_OPTIMIZERS = {
 }  # fmt: skip
 
 
+#: What a hook tells: a gradient reaches an output, a call begins, an optimizer's step begins; and
+#: the ends of calls, of steps, of a model's calls.
+REACHED, ENTER, STEP, LEAVE, LEAVE_STEP, LEAVE_MODEL = range(6)
+
+
 class Hook:
     """What is registered with torch. A copied or pickled model has one that does nothing."""
 
     __torch_unserializable__ = True  # no warning when a tensor that carries it is pickled
 
-    def __init__(self, hooks: TorchHooks, action: str, phase: str) -> None:
+    def __init__(self, hooks: TorchHooks, action: int, phase: str) -> None:
         self.hooks = hooks
         self.action = action
         self.phase = phase
+        self.key = action, phase
 
     def __call__(self, target: Any, *args: Any) -> None:
         """Tell of the call that begins or ends."""
-        self.hooks.told(self.action, self.phase, args)
+        self.hooks.told(self, args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return nullcontext().__exit__  # takes any arguments, returns None
@@ -70,24 +78,27 @@ class TorchHooks:
         self.tracer = tracer
         self.models, self.losses, self.optimizers = dict(models), dict(losses), dict(optimizers)
         self._handles: list[Any] = []
-        self._inside: tuple[str, int] | None = None  # a watched call: its phase, and the row place
+        self._recorder: Recorder | None = None  # of the run that goes on
+        self._inside: str | None = None  # a watched call: its phase,
+        self._inside_place = 0  # and the iteration in which it was made
         self._reached = 0  # Unix ns at which another thread saw a gradient reach an output
 
-    def install(self, engine: Any) -> bool:
-        """Register the hooks. Returns whether all optimizers' steps will be told of."""
+    def install(self, engine: Any, recorder: Recorder) -> bool:
+        """Register the hooks. Returns whether optimizers' steps will be told of."""
+        self._recorder = recorder
         optimizers = {**known_optimizers(engine), **self.optimizers}
         for prefix, optimizer in optimizers.items():
-            self._add(optimizer.register_step_pre_hook, "step", prefix + OPTIMIZER)
-            self._add(optimizer.register_step_post_hook, "leave", prefix + OPTIMIZER)
+            self._add(optimizer.register_step_pre_hook, STEP, prefix + OPTIMIZER)
+            self._add(optimizer.register_step_post_hook, LEAVE_STEP, prefix + OPTIMIZER)
         for phase, modules in (("forward", self.models), ("loss", self.losses)):
             for prefix, module in modules.items():
                 if is_hookable(module):
-                    self._add(module.register_forward_pre_hook, "enter", prefix + phase)
-                    after = "leave" if phase == "loss" else "leave_model"
+                    self._add(module.register_forward_pre_hook, ENTER, prefix + phase)
+                    after = LEAVE if phase == "loss" else LEAVE_MODEL
                     self._add(module.register_forward_hook, after, prefix + phase)
         return bool(optimizers)
 
-    def _add(self, register: Any, action: str, phase: str) -> None:
+    def _add(self, register: Any, action: int, phase: str) -> None:
         try:
             self._handles.append(register(Hook(self, action, phase)))
         except Exception as error:  # a module of an unusual kind; it is trained all the same
@@ -98,65 +109,89 @@ class TorchHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._inside, self._reached = None, 0
+        self._recorder, self._inside, self._reached = None, None, 0
 
-    def told(self, action: str, phase: str, args: tuple[Any, ...]) -> None:
+    def told(self, hook: Hook, args: tuple[Any, ...]) -> None:
         """A hook was called."""
-        recorder = self.tracer.running()
-        if recorder is not None:
-            self.tracer.guarded(self._told, recorder, action, phase, args)
-        elif action == "reached":
+        recorder = self._recorder
+        if recorder is not None and recorder.awake == get_ident():
+            try:
+                self._told(recorder, hook, args)
+            except Exception as error:
+                self.tracer.give_up(error)
+        elif hook.action == REACHED:
             self._reached = self.tracer.now()  # by a thread of autograd's own, as for CUDA
 
-    def _told(self, recorder: Recorder, action: str, phase: str, args: tuple[Any, ...]) -> None:
-        if not recorder.in_process_function():
+    def _told(self, recorder: Recorder, hook: Hook, args: tuple[Any, ...]) -> None:
+        if recorder.node.inside_handler:
             return
-        if self._reached > recorder.boundary:
-            self._backward_begins(recorder, self._reached)
-        self._reached = 0
-        here = phase, recorder.place
-        if self._inside is not None and self._inside[1] != recorder.place:
-            self._inside = None  # it raised
-        if action == "reached":
-            if self._inside is None:
-                self._backward_begins(recorder, 0)
-        elif action in ("enter", "step"):
-            if self._inside in (None, here):
-                self._inside = here
-                self._begin(recorder, phase, action == "step")
-        elif self._inside == here:
+        action, place, inside = hook.action, recorder.place, self._inside
+        if self._reached:
+            if self._reached > recorder.boundary:
+                pass_phase(recorder, (REACHED, ""), _when_reached, self._reached)
+            self._reached = 0
+        if inside is not None and self._inside_place != place:
+            inside = None  # that call raised
+        if action >= LEAVE:
+            if inside != hook.phase:
+                return
             self._inside = None
-            recorder.stepped |= phase.endswith(OPTIMIZER)
-            if recorder.node.boundary.endswith(BACKWARD):
-                return  # the engine's own event comes soon, and ends the phase
-            recorder.end_phase(phase)
-            if action == "leave_model":
-                for tensor in outputs(args[-1]):
-                    tensor.register_hook(Hook(self, "reached", phase))
-                    break
+            recorder.stepped |= action == LEAVE_STEP
+        elif action == REACHED:
+            if inside is None:
+                pass_phase(recorder, (REACHED, ""), _when_reached)
+            return
+        elif inside is None or inside == hook.phase:
+            self._inside, self._inside_place = hook.phase, place
+        else:
+            return
+        pass_phase(recorder, hook.key, _BOUNDARIES[action])
+        if action == LEAVE_MODEL:
+            for tensor in outputs(args[-1]):
+                tensor.register_hook(Hook(self, REACHED, hook.phase))
+                break
 
-    def _begin(self, recorder: Recorder, phase: str, is_step: bool) -> None:
-        """Name what lies between the last boundary and this one, if it is known."""
-        boundary, gap = recorder.node.boundary, None
-        if boundary == BACKWARD_BEGINS:
-            gap = phase.removesuffix(OPTIMIZER) + "backward" if is_step else "backward"
-        elif is_step and boundary.endswith(BACKWARD):
-            return  # the engine says itself when backward ends and, soon, the optimizer's step
-        elif is_step and boundary.upper().endswith(("LOSS", "LOSS_COMPLETED")):
-            gap = phase.removesuffix(OPTIMIZER) + "backward"
-        elif is_step and boundary.upper().endswith(("FORWARD", FORWARD)):
-            gap = "loss_and_backward"
-        elif boundary == "ITERATION_STARTED" and phase.endswith("forward"):
-            gap = "prepare_batch"
-        recorder.end_phase(gap, begins=phase)
 
-    def _backward_begins(self, recorder: Recorder, now: int) -> None:
-        boundary = recorder.node.boundary
-        if boundary.endswith("forward"):
-            loss = boundary.removesuffix("forward") + "loss"
-            recorder.end_phase(loss, now, begins="backward")
-        elif boundary != BACKWARD_BEGINS:  # the loss's own gradient was first
-            recorder.end_phase(None, recorder.boundary, begins="backward")
+# What a hook says of the boundary at which an engine is: the phase that ends there (None: it has no
+# name) and the one that begins. No answer: it is no boundary.
+
+
+def _when_entered(boundary: str, phase: str) -> Passing:
+    if boundary == BACKWARD_BEGINS:
+        return "backward", phase
+    gap = "prepare_batch" if boundary == "ITERATION_STARTED" and phase.endswith("forward") else None
+    return gap, phase
+
+
+def _when_stepped(boundary: str, phase: str) -> Passing:
+    whose = phase.removesuffix(OPTIMIZER)
+    if boundary.endswith(BACKWARD):
+        return None  # the engine says itself when backward ends and, soon, the optimizer's step
+    if boundary == BACKWARD_BEGINS or boundary.upper().endswith(("LOSS", "LOSS_COMPLETED")):
+        return whose + "backward", phase
+    if boundary.upper().endswith(("FORWARD", FORWARD)):
+        return whose + "loss_and_backward", phase
+    return None, phase
+
+
+def _when_left(boundary: str, phase: str) -> Passing:
+    if boundary.endswith(BACKWARD):
+        return None  # the engine's own event comes soon, and ends the phase
+    return phase, ""
+
+
+def _when_reached(boundary: str, phase: str) -> Passing:
+    if boundary == BACKWARD_BEGINS:
+        return None
+    if boundary.endswith("forward"):
+        return boundary.removesuffix("forward") + "loss", "backward"
+    return SINCE_BOUNDARY, "backward"  # the loss's own gradient was first
+
+
+_BOUNDARIES = {
+    ENTER: _when_entered, STEP: _when_stepped, LEAVE: _when_left, LEAVE_STEP: _when_left,
+    LEAVE_MODEL: _when_left,
+}  # fmt: skip
 
 
 def known_optimizers(engine: Any) -> dict[str, Any]:

@@ -99,6 +99,8 @@ class Node:
     #: By ``id`` of the event object, for the recorder. A move keeps its event alive, so no other
     #: object can get the same id.
     by_id: dict[int, Move] = field(default_factory=dict)
+    #: The same for boundaries that hooks tell of; None: it is none.
+    by_key: dict[tuple[int, str], Move | None] = field(default_factory=dict)
     twins: dict[int, Node] = field(default_factory=dict)
     barren: bool = False  #: no phase has followed here though one was taken for granted
 
@@ -144,6 +146,7 @@ class Move:
     is_boundary: bool = False
     begins_step: bool = False
     ends_step: bool = False
+    phase_since_boundary: bool = False  #: it happened at the boundary before, and is seen now
     skips: bool = False  #: the phase that ends here is an optimizer's, which may not have stepped
     samples: str = ""  #: what to record: the "output" of an iteration, the "metrics" of an epoch
     shape: int = OTHER  #: for the recorder's short cuts: the moves that a running loop makes

@@ -19,7 +19,6 @@ from firetrace.tracer.moves import (
     STEP,
     Move,
     Node,
-    in_process_function,
 )
 from firetrace.tracer.naming import HandlerNames
 from firetrace.tracer.rows import OpenRows, ThreadTrack
@@ -181,21 +180,6 @@ class Recorder(OpenRows):
             self.node = move.held
 
     # What hooks tell of
-
-    def in_process_function(self) -> bool:
-        """Whether this engine, and no other inside it, is in its process function."""
-        return self.track.innermost is self and in_process_function(self.node)
-
-    def end_phase(self, name: str | None, now: int = 0, begins: str = "") -> None:
-        """A phase ended that no event tells of, such as ``prepare_batch``. None: it has no name.
-
-        ``begins``: what is known to begin now.
-        """
-        if self.in_process_function():
-            now = max(now or self.now(), self.boundary)
-            move = self.rules.phase_move(self.node, name, begins)
-            self.before(move, now, None)
-            self.after(move, now)
 
     def assume(self) -> None:
         """Something else is recorded now, inside what may be a phase: open it, without its name.

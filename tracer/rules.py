@@ -57,6 +57,7 @@ MODEL, BACKWARD, FORWARD = "MODEL_COMPLETED", "BACKWARD_COMPLETED", "FORWARD_COM
 OPTIMIZER = "optimizer"
 BEGINS = " begins"  # after a phase's name: a boundary that hooks tell of; see ``hooks``
 BACKWARD_BEGINS = "backward" + BEGINS
+SINCE_BOUNDARY = ""  # in place of a phase's name: what begins has begun at the boundary before
 
 
 class Rules:
@@ -86,6 +87,7 @@ class Rules:
                 for each in (node, *node.twins.values()):
                     each.moves.clear()
                     each.by_id.clear()
+                    each.by_key.clear()
 
     def node(
         self, frames: tuple[Frame, ...], boundary: str = "", inside_handler: bool = False
@@ -166,7 +168,7 @@ class Rules:
                 return whose.lower() + OPTIMIZER
             if boundary == whose + FORWARD or boundary.endswith(OPTIMIZER):
                 return None
-        return stem.lower()
+        return None if boundary == stem.lower() else stem.lower()  # a hook has told of it before
 
     def _core(self, node: Node, event: object, text: str, rule: Rule) -> Move:
         frames, ended = node.frames, 0
@@ -238,12 +240,14 @@ class Rules:
 
         None: what ends here has no name, but what comes next begins here.
         """
+        since, phase = phase == SINCE_BOUNDARY, phase or None
         key = f"\0{phase or ''}\0{begins}"  # no event is called so
         found = node.moves.get(key)
         if found is None:
             boundary = begins + BEGINS if begins else phase or ""
             target = self.node(node.frames, boundary, node.inside_handler)
             found = self._plain(node, None, key, target, phase=phase, is_boundary=True)
+            found.phase_since_boundary = since
             node.moves[key] = self._settle(node, found)
         return found
 

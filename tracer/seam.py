@@ -15,6 +15,8 @@ import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from firetrace.tracer.shortcuts import pass_phase
+
 if TYPE_CHECKING:
     from firetrace.tracer.engine import EngineTracer
     from firetrace.tracer.recorder import Recorder
@@ -153,6 +155,17 @@ GAN_CALLS = {
 }
 
 
+CALLED, RETURNED = -1, -2  # keys for ``Recorder.pass_phase``
+
+
+def _when_called(boundary: str, phase: str) -> tuple[None, str]:
+    return None, phase
+
+
+def _when_returned(boundary: str, phase: str) -> tuple[str, str]:
+    return phase, ""
+
+
 class Call(Seam):
     """Stands for a function that an engine was given, such as MONAI's ``prepare_batch``."""
 
@@ -168,9 +181,9 @@ class Call(Seam):
         tracer, recorder = self.tracer, self.running()
         if tracer is None or recorder is None:
             return self.below(*args, **kwargs)
-        tracer.guarded(recorder.end_phase, None, 0, self.phase)
+        tracer.guarded(pass_phase, recorder, (CALLED, self.phase), _when_called)
         result = self.below(*args, **kwargs)
-        tracer.guarded(recorder.end_phase, self.phase)
+        tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
         return result
 
     @property

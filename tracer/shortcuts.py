@@ -12,16 +12,19 @@ later, what ends after it ends later, so nesting by time is nesting by parent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.journal import Flag
-from firetrace.tracer.moves import BOUNDARY, CLOSES, OPENS, OTHER, Move
+from firetrace.tracer.moves import BOUNDARY, CLOSES, OPENS, OTHER, Move, in_process_function
 
 if TYPE_CHECKING:
     from firetrace.tracer.recorder import Recorder
 
 GUESSED = int(Flag.GUESS) << 24  # in a label
+#: The phase that ends (None: it has no name) and the one that begins; None: there is no boundary.
+Passing = tuple[str | None, str] | None
 
 # Events without handlers
 
@@ -110,6 +113,58 @@ def slowly(recorder: Recorder, move: Move, now: int, engine: Any) -> None:
     recorder.before(move, now, engine)
     recorder.instant(move.label, now)
     recorder.after(move, now)
+
+
+# Boundaries without an event
+
+
+def pass_phase(
+    recorder: Recorder, key: tuple[int, str], says: Callable[[str, str], Passing], now: int = 0
+) -> None:
+    """A boundary that no event tells of, such as the end of ``prepare_batch``.
+
+    Args:
+        recorder: of the engine, which runs innermost.
+        key: what tells of it; its second part goes to ``says``.
+        says: what ends there and begins, by the boundary before. Asked once a place.
+        now: Unix ns; 0: now.
+    """
+    node = recorder.node
+    if node.inside_handler:
+        return
+    try:
+        move = node.by_key[key]
+    except KeyError:
+        if not in_process_function(node):
+            return
+        passing = says(node.boundary, key[1])
+        move = node.by_key[key] = (
+            None if passing is None else recorder.rules.phase_move(node, *passing)
+        )
+    if move is None:
+        return
+    if move.phase_since_boundary:
+        now = recorder.boundary
+    elif not now or now < recorder.boundary:
+        now = max(monotonic_ns() + recorder.offset, recorder.boundary)
+    pen, stack = recorder.pen, recorder.stack
+    row, top = pen.next_row, stack[-1]
+    if move.shape != BOUNDARY or recorder.muted or row >= pen.last_row or top < pen.first:
+        recorder.before(move, now, None)
+        recorder.after(move, now)
+        return
+    if move.quick_ends:
+        pen.words[top * 4 + pen.end_at] = now
+        stack.pop()
+    recorder.boundary = later = now + 1
+    recorder.node = node = move.target.entry
+    if node.guess is not None:
+        pen.put_o(
+            pen.target, row * 32 - pen.base,
+            stack[-1], node.guess | GUESSED, recorder.place, later,
+        )  # fmt: skip
+        pen.next_row = row + 1
+        stack.append(row)
 
 
 # Events with handlers. To begin one returns the stack's height above its row, which is never 0.
