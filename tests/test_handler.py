@@ -48,6 +48,7 @@ run
         optimizer
         MODEL_COMPLETED
           Workflow._decollate_data
+        output
         ITERATION_COMPLETED
           StatsHandler.iteration_completed
     EPOCH_COMPLETED

@@ -6,13 +6,14 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from threading import current_thread, get_ident
 from typing import Any
 
 from firetrace.tracer.fire import FireEvent
 from firetrace.tracer.hooks import TorchHooks, by_prefix
 from firetrace.tracer.public import FirePublicEvent, Watcher, ignore, listen
-from firetrace.tracer.recorder import Recorder
+from firetrace.tracer.recorder import Paused, Recorder
 from firetrace.tracer.recording import Recording, engine_label
 from firetrace.tracer.scalars import numbers
 from firetrace.tracer.seam import (
@@ -59,6 +60,7 @@ class EngineTracer:
         self._hooks = TorchHooks(self, {}, {}, {})
         self._output_transform: Callable[[Any], Any] | None = None
         self._leave_context = nothing
+        self._paused: Paused | None = None  # where the run was that was interrupted
 
     def watch(self, model: Any, optimizer: Any, loss_fn: Any, output_transform: Any) -> None:
         """Record more of the engine from its next run on; see ``TraceHandler.attach``."""
@@ -89,6 +91,9 @@ class EngineTracer:
     def detach(self) -> None:
         """Put the engine back as it was. A seam that another tool has covered stays, inert."""
         engine = self.engine_ref()
+        recorder = self.running()
+        if recorder is not None and recorder.awake and not recorder.node.inside_handler:
+            self.guarded(recorder.cut_short, "detached")  # else when its handlers have returned
         self._detached = True
         for seam in reversed(self._seams):
             on_top = engine is not None and own_attribute(engine, seam.name) == seam.stands_in
@@ -153,8 +158,14 @@ class EngineTracer:
 
     # Runs and events
 
-    def enter(self) -> Recorder | None:
-        """A run begins. None if it is not to be recorded: it is running already."""
+    def enter(self, again: bool = False) -> Recorder | None:
+        """A run begins. None if it is not to be recorded: it is running already.
+
+        ``again``: this ignite lets an engine run inside its own run.
+        """
+        recorder = self.running()
+        if recorder is not None and again:
+            self.guarded(recorder.restart)
         if self._thread:
             return None
         recorder = self.rebind()
@@ -163,8 +174,22 @@ class EngineTracer:
             engine = self.engine_ref()
             self.guarded(self._begin, engine, recorder)
             for seam in self._seams:
+                seam.suspended = None
                 seam.hold(engine)
         return recorder
+
+    def join(self, recorder: Recorder, is_core: bool) -> None:
+        """An event comes although no run was seen to begin: tracing may have begun in its middle.
+
+        Its end will not be seen either.
+        """
+        engine = self.engine_ref()
+        generator = getattr(engine, "_internal_run_generator", None)
+        if self._thread or recorder.is_over is not None:
+            return
+        if is_core if generator is None else generator.gi_running:
+            recorder.begin_run(None, engine)
+            recorder.is_over = partial(is_over, self.engine_ref)
 
     def seen(self, event: Any) -> None:
         """An event was fired; how long its handlers take is not known."""
@@ -177,7 +202,12 @@ class EngineTracer:
         recorder.sampler = self._sample
         samples = {"metrics", "output"} if self._output_transform else {"metrics"}
         recorder.rules.configure(self._hooks.install(engine, recorder), frozenset(samples))
-        recorder.begin_run()
+        if recorder.is_over is not None:
+            self._paused = recorder.end_run()
+            recorder.is_over = None
+        if getattr(engine, "_internal_run_generator", self._paused) is None:
+            self._paused = None  # it was given up: this run is a new one
+        recorder.begin_run(self._paused, engine)
         if self.recording.settings.context and "opentelemetry.trace" in sys.modules:
             from firetrace.tracer import context  # the program uses OpenTelemetry
 
@@ -210,12 +240,28 @@ class EngineTracer:
         self.guarded(self._hooks.remove)
         self.guarded(self._leave_context)
         self._leave_context = nothing
+        engine = self.engine_ref()
+        if getattr(engine, "_internal_run_generator", None) is not None:
+            # Suspended. The two keep each other alive, and whoever closes the run needs the engine.
+            for seam in self._seams:
+                seam.suspended = engine
         if recorder.ident:
-            self.guarded(recorder.end_run, error, self._detached)
+            self._paused = self.guarded(recorder.end_run, error)
             if recorder.base == 1:
                 self._run_ended()
         if self._detached:
             self._forget()
+
+
+def is_over(engine_ref: weakref.ref[Any]) -> bool:
+    """Whether an engine does not run (False where this ignite cannot tell)."""
+    engine = engine_ref()
+    if engine is None:
+        return True
+    running = getattr(getattr(engine, "_internal_run_generator", None), "gi_running", None)
+    if running is None:
+        return bool(getattr(engine, "interrupt_resume_enabled", False))
+    return not running
 
 
 def nothing() -> None:

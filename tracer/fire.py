@@ -13,7 +13,7 @@ from threading import get_ident
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from firetrace.tracer.moves import BOUNDARY, OPENS
+from firetrace.tracer.moves import BOUNDARY, CORE, OPENS
 from firetrace.tracer.seam import Seam
 from firetrace.tracer.shortcuts import GUESSED
 
@@ -104,6 +104,7 @@ class FireEvent(Seam):
         if recorder is None or tracer is None:
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
+        tracer.guarded(tracer.join, recorder, str(getattr(event_name, "name", event_name)) in CORE)
         aside = recorder.step_aside()
         try:
             if not self.replaces:
@@ -200,7 +201,10 @@ class FireEvent(Seam):
             if height:
                 tracer.guarded(recorder.event_failed, move, height, error)
             raise
-        if height:
+        if self.tracer is None and height:  # detached by one of the handlers
+            tracer.guarded(recorder.end_event, move, height)
+            tracer.guarded(recorder.cut_short, "detached")
+        elif height:
             try:
                 row = pen.next_row
                 if (

@@ -159,6 +159,8 @@ class TorchHooks:
 def _when_entered(boundary: str, phase: str) -> Passing:
     if boundary == BACKWARD_BEGINS:
         return "backward", phase
+    if phase.endswith("loss") and boundary.endswith("forward"):
+        return None  # what lies between is done to the model's output, for the loss
     gap = "prepare_batch" if boundary == "ITERATION_STARTED" and phase.endswith("forward") else None
     return gap, phase
 

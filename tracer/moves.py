@@ -37,8 +37,8 @@ KEEP, AS_THEY_ARE, ONE_AHEAD = 0, 1, 2
 NO_GUESS, RIGHT, RENAME, DROP = 0, 1, 2, 3
 
 #: Shapes of moves: at most one span ends and one opens after; a container opens; containers close;
-#: anything else.
-BOUNDARY, OPENS, CLOSES, OTHER = 0, 1, 2, 3
+#: a boundary that may end an optimizer's step; anything else.
+BOUNDARY, OPENS, CLOSES, STEPS, OTHER = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,15 @@ CORE: dict[str, Rule] = {
     "TERMINATE_SINGLE_EPOCH": Rule(IN_EPOCH, reason="terminate_epoch"),
     "EXCEPTION_RAISED": Rule(IN_EPOCH, reason="exception"),
 }
+
+#: Why a run ended without COMPLETED, or an epoch without EPOCH_COMPLETED, by the event before.
+ENDINGS = {
+    "TERMINATE": "terminate", "TERMINATE_SINGLE_EPOCH": "terminate_epoch",
+    "EXCEPTION_RAISED": "exception",
+}  # fmt: skip
+#: What ignite's loop fires while the process function is running or has just returned. Any other of
+#: its events comes from the program then.
+FROM_ITERATION = frozenset({"ITERATION_COMPLETED", *ENDINGS})
 
 MOST_PAIRS = 64  # open at once; a pair that never ends must not grow without bound
 

@@ -7,16 +7,18 @@ raised here is firetrace's own failure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.moves import (
     DROP,
+    ENDINGS,
     LOADER,
     ONE_AHEAD,
     RENAME,
     RUN,
     STEP,
+    Frame,
     Move,
     Node,
 )
@@ -29,16 +31,25 @@ from firetrace.tracer.writer import JournalWriter
 
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
 SKIPPED = int(Flag.SKIPPED)
-#: The last core event of a run that returned without COMPLETED -> why.
-ENDINGS = {"TERMINATE": "terminate", "EXCEPTION_RAISED": "exception"}
+
+
+class Paused(NamedTuple):
+    """Where a run was when it was interrupted."""
+
+    row: int  #: of its run
+    frames: tuple[Frame, ...]  #: what was open
+    boundary: str
+    place: int
+    muted: bool
 
 
 class Recorder(OpenRows):
     """Writes the spans of one engine in one thread."""
 
     __slots__ = (
-        "awake", "base", "boundary", "handler_names", "handler_root", "node", "outer", "plan",
-        "resumes", "rules", "run_row", "sampler", "step_label", "stepped", "steps", "unknown",
+        "awake", "base", "boundary", "handler_names", "handler_root", "is_over", "node", "outer",
+        "plan", "resumes", "rules", "run_row", "sampler", "step_label", "stepped", "steps",
+        "unknown",
     )  # fmt: skip
 
     def __init__(self, writer: JournalWriter, track: ThreadTrack, engine: str, key: int) -> None:
@@ -58,6 +69,7 @@ class Recorder(OpenRows):
         self.plan: tuple[Any, ...] = ()  # what the engine last said about how far it means to go
         self.run_row = 0
         self.resumes = 0  # row of the run that was interrupted before
+        self.is_over: Callable[[], bool] | None = None  # of a run whose end will not be seen
         #: "output" or "metrics" -> numbers to record then, by name
         self.sampler: Callable[[str], Iterable[tuple[str, float]]] | None = None
 
@@ -334,38 +346,76 @@ class Recorder(OpenRows):
         self.failed(error)
         self.unwind(height - 1, self.now(), "exception", CUT | ERROR)
 
-    def begin_run(self) -> None:
-        """``engine.run`` was called: rows of this engine lie above what is open now."""
+    def begin_run(self, paused: Paused | None, engine: Any) -> None:
+        """``engine.run`` was called: rows of this engine lie above what is open now.
+
+        ``paused``: it goes on where it was interrupted.
+        """
+        self.track.leave_what_is_over()
         outer = self.outer = self.track.innermost
         if outer is not None:
             outer.assume()
             outer.awake = 0
         self.track.innermost, self.awake = self, self.ident
         self.base = len(self.stack)
-        self.node = self.rules.root
-        self.muted = False
+        self.node, self.muted, self.resumes = self.rules.root, False, 0
+        if paused is not None:
+            self._go_on(paused, engine)
 
-    def end_run(self, error: BaseException | None, detached: bool) -> None:
-        """``engine.run`` has returned or raised: nothing of it stays open."""
+    def _go_on(self, paused: Paused, engine: Any) -> None:
+        self.resumes, self.place = paused.row, paused.place
+        if not paused.frames:
+            return  # what is open shows when the next event comes
         now = self.now()
+        for frame in paused.frames:
+            self.muted = (paused.muted and frame == STEP) or self.muted
+            self._opened(self.push(self.label(*frame), now, Flag.RESUMED))
+        self._plan(engine)
+        self.node = self.rules.node(paused.frames, paused.boundary)
+        self.boundary = now
+        self.guess(now)
+
+    def restart(self) -> None:
+        """The engine is run again inside its own run, which goes on after it."""
+        self.unwind(self.base, self.now(), "started again")
+        self.node, self.muted = self.rules.root, False
+
+    def cut_short(self, reason: str) -> None:
+        """Nothing more will be seen of this run: what is open ends here."""
+        self._end_rows(self.now(), reason, None)
+        self.node = self.rules.outside
+
+    def _end_rows(self, now: int, reason: str, error: BaseException | None) -> None:
+        flags = CUT if error is None else CUT | ERROR
+        if self.node.guess is not None and len(self.stack) > self.base:
+            self._cut(now, reason, GUESS | flags)
+        self.unwind(self.base, now, reason, flags)
+
+    def end_run(self, error: BaseException | None = None) -> Paused | None:
+        """``engine.run`` has returned or raised: nothing of it stays open.
+
+        Return where it was, if it was interrupted.
+        """
+        node = self.node
         # What is still open has not COMPLETED; the last event that cut something says why.
-        reason = "exception" if error else ENDINGS.get(self.node.boundary, "interrupt")
-        if detached and error is None:
-            reason = "detached"
-        interrupted = RUN in self.node.frames and reason == "interrupt"
+        reason = "exception" if error else ENDINGS.get(node.boundary, "interrupt")
+        paused = None
+        if RUN in node.frames and reason == "interrupt":
+            deepest = next(
+                (i for i, f in enumerate(node.frames) if f.kind in ("pair", "span", "guess")), None
+            )
+            paused = Paused(
+                self.run_row, node.frames[:deepest], node.boundary, self.place, self.muted
+            )
         if error is not None:
             self.failed(error)
-        if self.node.guess is not None and len(self.stack) > self.base:
-            self._cut(now, reason, GUESS | CUT | (ERROR if error is not None else 0))
-        if error is not None:
-            self.unwind(self.base, now, "exception", CUT | ERROR)
-        else:
-            self.unwind(self.base, now, reason)
+        now = self.now()
+        self._end_rows(now, reason, error)
         self.track.innermost, self.awake = self.outer, 0
         if self.outer is not None:
             self.outer.awake, self.outer.boundary = self.outer.ident, now
             self.outer = None
         self.track.noted = 0
-        self.resumes = self.run_row if interrupted else 0
         self.muted = False
         self.node = self.rules.outside
+        return paused

@@ -108,6 +108,7 @@ class Recording:
         track = self._tracks.get(threading.get_ident())
         if track is None or track.thread() is not threading.current_thread():
             return None
+        track.leave_what_is_over()
         found = track.innermost
         return found if isinstance(found, Recorder) and found.ident else None
 
@@ -141,6 +142,11 @@ class Recording:
         with self._guard:
             self.forget()
             if self.writer is not None:
+                try:
+                    for track in self._tracks.values():
+                        track.close(self.writer.now_ns())
+                except Exception as error:
+                    log.debug("closing what is open: %s", error)
                 try:
                     self.writer.close()
                 except Exception as error:

@@ -32,6 +32,20 @@ class ThreadTrack:
         self.noted = 0  # ``id`` of the exception that is passing and has been noted
         self.innermost: Any = None  # the recorder of the engine that runs innermost
 
+    def leave_what_is_over(self) -> None:
+        """End the runs whose end could not be seen, because tracing began in the middle of them."""
+        while self.innermost is not None and self.innermost.is_over is not None:
+            if not self.innermost.is_over():
+                break
+            self.innermost.end_run()
+
+    def close(self, now: int) -> None:
+        """Recording ends here: mark what is open."""
+        for row in reversed(self.stack):
+            if row:
+                self.pen.close(row, now, CUT)
+        del self.stack[1:]
+
 
 class OpenRows:
     """Writes rows for one engine in one thread."""

@@ -29,7 +29,9 @@ from firetrace.tracer.moves import (
     CLOSES,
     CORE,
     DROP,
+    ENDINGS,
     EPOCH,
+    FROM_ITERATION,
     GET_BATCH,
     IN_STEP,
     MOST_PAIRS,
@@ -40,6 +42,7 @@ from firetrace.tracer.moves import (
     RUN,
     SPAN,
     STEP,
+    STEPS,
     Frame,
     Move,
     Node,
@@ -122,12 +125,12 @@ class Rules:
         elif move.target is node:
             move.held = node  # the guess stays open, whatever the event's handlers do
         ends = move.ended + (move.guess == RIGHT)
-        unusual = move.cut or move.reason or move.late or move.plans or move.skips or move.samples
+        unusual = move.cut or move.reason or move.late or move.plans or move.samples
         unusual = unusual or move.guess in (RENAME, DROP)
         if unusual or ends > 1 or (move.phase is not None and move.guess != RIGHT):
             return move
         if not (move.opens or move.closes or move.then or move.counts):
-            move.shape, move.quick_ends = BOUNDARY, bool(ends)
+            move.shape, move.quick_ends = STEPS if move.skips else BOUNDARY, bool(ends)
         elif move.closes and not (move.opens or move.then or move.counts or ends):
             move.shape = CLOSES
         elif (
@@ -139,6 +142,8 @@ class Rules:
 
     def _make(self, node: Node, event: object, text: str) -> Move:
         rule = None if node.inside_handler else CORE.get(text)
+        if in_process_function(node) and text not in FROM_ITERATION:
+            rule = None
         if rule is not None:
             return self._core(node, event, text, rule)
         if node is self.outside:
@@ -205,7 +210,7 @@ class Rules:
             phase=self._unannounced(node, text),
             cut=cut,
             cut_flags=CUT | ERROR if text == "EXCEPTION_RAISED" else CUT,
-            reason=rule.reason,
+            reason=rule.reason or (ENDINGS.get(node.boundary, "") if cut else ""),
             ended=ended,
             late=self._names(late),
             opens=self._names(opens),
@@ -231,7 +236,8 @@ class Rules:
             return self._intern("phase", "backward")  # and no optimizer's step after it
         if node.boundary.endswith(BACKWARD):
             return self._intern("phase", node.boundary.removesuffix(BACKWARD).lower() + OPTIMIZER)
-        if node.boundary.endswith((OPTIMIZER, "forward")):  # of hooks: events are in capitals
+        after_model = self.watches_optimizers and node.boundary.endswith(MODEL)
+        if after_model or node.boundary.endswith((OPTIMIZER, "forward")):  # the latter by hooks
             return self._intern("phase", "output")
         return None
 

@@ -32,6 +32,7 @@ class Seam:
         self.tracer = tracer
         self.recorder: Recorder | None = None  # of the thread in which the engine runs
         self.below = below  # what another tool had put there before
+        self.suspended: Any = None  # the engine, while a run of it is interrupted
 
     def original(self, engine: Any) -> Any:
         """The method that this object stands for, bound to the engine."""
@@ -45,7 +46,7 @@ class Seam:
         Raises:
             ReferenceError: it is gone; someone kept the bare method without it.
         """
-        engine = self.engine_ref()
+        engine = self.suspended or self.engine_ref()
         if engine is None:
             raise ReferenceError(f"the engine of this {self.name} no longer exists")
         return engine
@@ -90,12 +91,13 @@ class Run(Seam):
     """
 
     name = "_internal_run"
+    runs_in_itself = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine."""
         run = self.original(self.engine())
         tracer = self.tracer  # may be taken out while it runs
-        recorder = tracer.enter() if tracer is not None else None
+        recorder = tracer.enter(self.runs_in_itself) if tracer is not None else None
         if tracer is None or recorder is None:
             return run(*args, **kwargs)
         try:
@@ -111,6 +113,7 @@ class LegacyRun(Run):
     """What ``run`` calls where ``interrupt_resume_enabled`` is off."""
 
     name = "_internal_run_legacy"
+    runs_in_itself = True
 
 
 class PublicRun(Run):
@@ -158,8 +161,8 @@ GAN_CALLS = {
 CALLED, RETURNED = -1, -2  # keys for ``Recorder.pass_phase``
 
 
-def _when_called(boundary: str, phase: str) -> tuple[None, str]:
-    return None, phase
+def _when_called(boundary: str, phase: str) -> tuple[None, str] | None:
+    return None if boundary == "ITERATION_STARTED" else (None, phase)
 
 
 def _when_returned(boundary: str, phase: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.journal import Flag
-from firetrace.tracer.moves import BOUNDARY, CLOSES, OPENS, OTHER, Move, in_process_function
+from firetrace.tracer.moves import BOUNDARY, CLOSES, OPENS, OTHER, STEPS, Move, in_process_function
 
 if TYPE_CHECKING:
     from firetrace.tracer.recorder import Recorder
@@ -57,6 +57,14 @@ def pass_boundary(recorder: Recorder, move: Move, now: int, engine: Any) -> None
     pen.next_row = row + 2
     stack.append(row + 1)
     return None
+
+
+def pass_optimizer(recorder: Recorder, move: Move, now: int, engine: Any) -> None:
+    """The same where an optimizer's step ends, if there was one."""
+    if not recorder.stepped:
+        return slowly(recorder, move, now, engine)
+    recorder.stepped = False
+    return pass_boundary(recorder, move, now, engine)
 
 
 def open_container(recorder: Recorder, move: Move, now: int, engine: Any) -> None:
@@ -269,5 +277,6 @@ ACTIONS = {
     BOUNDARY: (pass_boundary, begin_slowly, finish_slowly),
     OPENS: (open_container, begin_in_container, finish_slowly),
     CLOSES: (close_containers, begin_event, finish_and_close),
+    STEPS: (pass_optimizer, begin_slowly, finish_slowly),
     OTHER: (slowly, begin_slowly, finish_slowly),
 }
