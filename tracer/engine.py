@@ -10,7 +10,7 @@ from functools import partial
 from threading import current_thread, get_ident
 from typing import Any
 
-from firetrace.tracer.fire import FireEvent
+from firetrace.tracer.fire import CheckedFire, FireEvent
 from firetrace.tracer.hooks import TorchHooks, by_prefix
 from firetrace.tracer.public import FirePublicEvent, Watcher, ignore, listen
 from firetrace.tracer.recorder import Paused, Recorder
@@ -53,6 +53,8 @@ class EngineTracer:
         self._watchers = list[Watcher]()
         if not hasattr(engine, FireEvent.name):
             fire, self._watchers = FirePublicEvent, listen(engine, self)
+        elif own_attribute(engine, CheckedFire.name) is None and CheckedFire.fits(engine):
+            self._put(engine, CheckedFire)
         for seam in (fire, run, LegacyRun, Loader):
             if hasattr(engine, seam.name):
                 self._put(engine, seam)

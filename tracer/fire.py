@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 import weakref
+from functools import lru_cache
 from logging import DEBUG
 from threading import get_ident
 from time import monotonic_ns
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 #: first argument is a weak reference to the engine (ignite 0.5.3 to 0.5.5), or the engine itself.
 KNOWN_FIRE_EVENT = {"1c7bf60f4829fc8e": True, "19e7685cfef55bbc": False}
 
+#: Digests of ``fire_event`` and ``_assert_allowed_event``, the same in ignite 0.5.0 to 0.5.5.
+KNOWN_CHECK = ("d4834478bb1aeff5", "e6961d40e590a1c8")
 
+
+@lru_cache(maxsize=64)
 def source_digest(function: Any) -> str:
     """A digest of a function's code without docstring, comments and layout ("" if unknown)."""
     try:
@@ -50,6 +55,57 @@ def is_quiet(engine: Any) -> bool:
         return not engine.logger.isEnabledFor(DEBUG)
     except AttributeError:  # a logger of the user's own making
         return False
+
+
+def resolved(engine_ref: weakref.ref[Any]) -> Any:
+    """The engine, for a handler that takes it.
+
+    Raises:
+        RuntimeError: it is gone.
+    """
+    engine = engine_ref()
+    if engine is None:
+        raise RuntimeError("Engine reference not resolved. Cannot execute event handler.")
+    return engine
+
+
+class CheckedFire(Seam):
+    """Stands for ``fire_event``, which asks whether the event is among the allowed ones.
+
+    Ignite compares it with each of them, in Python: some 2 us. That the event is in the list where
+    it was the last time is proof as well.
+    """
+
+    name = "fire_event"
+
+    def __init__(self, engine: Any, tracer: EngineTracer | None, below: Any = None) -> None:
+        super().__init__(engine, tracer, below)
+        self.places: dict[int, int] = {}  # id of an event -> where it is in the list
+        self.running_engine: Any = None
+
+    @classmethod
+    def fits(cls, engine: Any) -> bool:
+        """Whether the engine's own methods are those that this one stands for."""
+        kind = type(engine)
+        check = getattr(kind, "_assert_allowed_event", None)
+        fire = getattr(kind, cls.name, None)
+        return (source_digest(fire), source_digest(check)) == KNOWN_CHECK
+
+    def hold(self, engine: Any) -> None:
+        """Hold the engine while it runs."""
+        self.running_engine = engine
+
+    def __call__(self, event_name: Any) -> Any:
+        """Fire an event, or refuse to."""
+        engine = self.running_engine
+        if engine is not None:
+            allowed, place = engine._allowed_events, self.places.get(id(event_name), -1)
+            if 0 <= place < len(allowed) and allowed[place] is event_name:
+                return engine._fire_event(event_name)
+            for place, event in enumerate(allowed):
+                if event is event_name:
+                    self.places[id(event)] = place
+        return self.original(self.engine())(event_name)
 
 
 class FireEvent(Seam):
@@ -132,15 +188,15 @@ class FireEvent(Seam):
         if tracer is None:  # detached by another thread, just now
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
-        names, pen, stack = recorder.handler_names, recorder.pen, recorder.stack
+        pen, stack = recorder.pen, recorder.stack
         height = 0  # of the stack above the event's span; 0: this event is not recorded
+        func, args, kwargs = handlers[0]
         try:
             try:
                 move = recorder.node.by_id[id(event_name)]
             except KeyError:
                 move = recorder.find(event_name)
-            func = handlers[0][0]
-            label = names.known.get(id(func)) or names(func)
+            label = recorder.known_handlers.get(id(func)) or recorder.handler_names(func)
             if event_args:
                 recorder.raised(move, event_args[0])
             now = monotonic_ns() + recorder.offset
@@ -151,11 +207,11 @@ class FireEvent(Seam):
                 if recorder.track.noted:
                     recorder.track.noted = 0
                 if move.quick_ends:
-                    if stack[-1] >= pen.first:
-                        pen.words[stack[-1] * 4 + pen.end_at] = now
+                    top = stack.pop()
+                    if top >= pen.first:
+                        pen.words[top * 4 + pen.end_at] = now
                     else:
-                        pen.close(stack[-1], now, 0)
-                    stack.pop()
+                        pen.close(top, now, 0)
                 place = recorder.place
                 pen.put_oo(
                     pen.target, row * 32 - pen.base,
@@ -164,39 +220,29 @@ class FireEvent(Seam):
                 )  # fmt: skip
                 pen.next_row = row + 2
                 recorder.node = recorder.handler_root
-                height = len(stack) + 1
                 stack.append(row)
+                height = len(stack)
                 stack.append(row + 1)
         except Exception as error:
             height = tracer.give_up(error)
-        opened = True  # the span of the handler that comes next
         try:
-            for func, args, kwargs in handlers:
-                if opened:
-                    opened = False
-                elif height:
-                    try:
-                        height = recorder.next_handler(
-                            height, names.known.get(id(func)) or names(func)
-                        )
-                    except Exception as error:
-                        height = tracer.give_up(error)
-                if event_kwargs:
-                    kwargs.update(event_kwargs)
-                if args and self.holds_weakly and isinstance(args[0], weakref.ref):
-                    resolved_engine = args[0]()
-                    if resolved_engine is None:
-                        raise RuntimeError(
-                            "Engine reference not resolved. Cannot execute event handler."
-                        )
-                    if kwargs or event_args or len(args) > 1:
-                        func(resolved_engine, *event_args, *args[1:], **kwargs)
-                    else:
-                        func(resolved_engine)
-                elif args and not self.holds_weakly and args[0] == engine:
-                    func(args[0], *event_args, *args[1:], **kwargs)
-                else:
-                    func(*event_args, *args, **kwargs)
+            if (
+                len(args) == 1 and self.holds_weakly and isinstance(args[0], weakref.ref)
+                and not (kwargs or event_args or event_kwargs)
+            ):  # fmt: skip
+                itself = args[0]()
+                if itself is None:
+                    itself = resolved(args[0])  # raises
+                func(itself)
+            else:
+                self._call(engine, handlers[0], event_args, event_kwargs)
+            if len(handlers) > 1:
+                others = iter(handlers)  # as the loop of ignite's that is at its second turn
+                next(others)
+                for handler in others:
+                    if height:
+                        height = tracer.guarded(recorder.next_handler, height, handler[0]) or 0
+                    self._call(engine, handler, event_args, event_kwargs)
         except BaseException as error:
             if height:
                 tracer.guarded(recorder.event_failed, move, height, error)
@@ -230,6 +276,17 @@ class FireEvent(Seam):
                     stack.append(row)
             except Exception as error:
                 tracer.give_up(error)
+
+    def _call(self, engine: Any, handler: Any, event_args: Any, event_kwargs: Any) -> None:
+        """Call a handler as ignite does."""
+        func, args, kwargs = handler
+        kwargs.update(event_kwargs)
+        if args and self.holds_weakly and isinstance(args[0], weakref.ref):
+            func(resolved(args[0]), *event_args, *args[1:], **kwargs)
+        elif args and not self.holds_weakly and args[0] == engine:
+            func(args[0], *event_args, *args[1:], **kwargs)
+        else:
+            func(*event_args, *args, **kwargs)
 
     def _around(
         self, engine: Any, recorder: Recorder, event_name: Any, event_args: Any, event_kwargs: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +120,8 @@ class TraceHandler:
         with self._guard:
             if traces(engine, self._recording):
                 return
+            if "opentelemetry.trace" in sys.modules:  # before the run, which has better to do
+                import firetrace.tracer.context  # noqa: F401
             tracer = EngineTracer(engine, self._recording, self._run_ended)
             tracer.watch(*more)
             self._tracers[engine] = weakref.ref(tracer)

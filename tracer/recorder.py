@@ -47,8 +47,9 @@ class Recorder(OpenRows):
     """Writes the spans of one engine in one thread."""
 
     __slots__ = (
-        "awake", "base", "boundary", "handler_names", "handler_root", "is_over", "node", "outer",
-        "plan", "resumes", "rules", "run_row", "sampler", "step_label", "stepped", "steps",
+        "awake", "base", "boundary", "handler_names", "handler_root", "is_over", "known_handlers",
+        "loading", "node",
+        "outer", "plan", "resumes", "rules", "run_row", "sampler", "step_label", "stepped", "steps",
         "unknown",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Recorder(OpenRows):
         super().__init__(writer, track, writer.lane(engine, key))
         self.rules = rules = Rules(self.label)
         self.handler_names = HandlerNames(self.label)
+        self.known_handlers = self.handler_names.known
         self.step_label = self.label(*STEP)
         self.unknown = self.label("phase", "unknown")
         self.awake = 0  # ``ident`` while this engine is the one that runs innermost
@@ -68,6 +70,7 @@ class Recorder(OpenRows):
         self.outer: Recorder | None = None  # the engine inside whose run this one runs
         self.plan: tuple[Any, ...] = ()  # what the engine last said about how far it means to go
         self.run_row = 0
+        self.loading = self.node  # where the engine is while ``iter(dataloader)`` runs
         self.resumes = 0  # row of the run that was interrupted before
         self.is_over: Callable[[], bool] | None = None  # of a run whose end will not be seen
         #: "output" or "metrics" -> numbers to record then, by name
@@ -158,13 +161,13 @@ class Recorder(OpenRows):
         self.node = self.handler_root
         self.push(label, now)
 
-    def next_handler(self, height: int, label: int) -> int:
+    def next_handler(self, height: int, handler: Any) -> int:
         """A handler has returned, the next one begins. Return ``height``; 0: recording ended."""
         if not self.ident:
             return 0
         now = self.now()
         self._end_handler(height, now)
-        self.begin_handler(label, now)
+        self.begin_handler(self.handler_names(handler), now)
         return height
 
     def _end_handler(self, height: int, now: int) -> None:
@@ -177,6 +180,9 @@ class Recorder(OpenRows):
         """Close an event's span, which is at ``height``, and do what follows it."""
         if self.ident:
             self.track.noted = 0  # EXCEPTION_RAISED: its handlers have swallowed the exception
+            if len(self.stack) < height:  # the engine was started again inside it
+                self.node = self.rules.root
+                return
             now = self.now()
             self._end_handler(height, now)
             self.pop(now)
@@ -187,9 +193,9 @@ class Recorder(OpenRows):
         if self.ident:
             self.failed(error)
             now = self.now()
+            self.node = move.held if len(self.stack) >= height else self.rules.root
             self.unwind(height - 1, now, "exception", CUT | ERROR)
             self.boundary = now + 1
-            self.node = move.held
 
     # What hooks tell of
 
@@ -331,20 +337,24 @@ class Recorder(OpenRows):
         now = self.now()
         if self.node.guess is not None:
             self.pop(now, GUESS | VOID)
-            self.node = self.node.base
         self.push(self.label(*LOADER), now)
+        # What the loader fires or runs meanwhile is as inside a handler.
+        self.loading, self.node = self.node.base, self.handler_root
         return len(self.stack)
 
-    def end_loader(self) -> None:
+    def end_loader(self, height: int) -> None:
         """``iter(dataloader)`` has returned; in a step, the fetch of its first batch begins."""
         self.boundary = now = self.now()
+        self.unwind(height, now)
         self.pop(now)
+        self.node = self.loading
         self.guess(now)
 
     def loader_failed(self, height: int, error: BaseException) -> None:
         """``iter(dataloader)`` has raised: the loader's span ends here."""
         self.failed(error)
         self.unwind(height - 1, self.now(), "exception", CUT | ERROR)
+        self.node = self.loading
 
     def begin_run(self, paused: Paused | None, engine: Any) -> None:
         """``engine.run`` was called: rows of this engine lie above what is open now.

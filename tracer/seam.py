@@ -143,7 +143,7 @@ class Loader(Seam):
                 tracer.guarded(recorder.loader_failed, height, error)
             raise
         if height and recorder.ident:
-            tracer.guarded(recorder.end_loader)
+            tracer.guarded(recorder.end_loader, height)
         return result
 
 
