@@ -62,7 +62,8 @@ json.dump({"seen": seen, "iteration": state.iteration, "spans": spans}, sys.stdo
 
 def run(folder: Path | None, environment: dict[str, str]) -> dict[str, Any]:
     """What the program prints with the ignite in this folder (None: the installed one)."""
-    path = os.pathsep.join(filter(None, (folder and str(folder), os.environ.get("PYTHONPATH"))))
+    paths = [str(folder) if folder else "", os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, paths))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True,
         env={**os.environ, **environment, "PYTHONPATH": path},

@@ -82,7 +82,7 @@ def test_both_storages_write_the_same_bytes(tmp_path: Path) -> None:
         writer.close()
         written.append(writer.path.read_bytes()[journal.HEADER_BYTES :])
     assert written[0] == written[1]
-    assert struct.unpack("<IHBBIIqq", written[0][:32]) == (0, 77, 2, Flag.CUT, 4, 88, 99, 7)
+    assert struct.unpack("<IHBBIIqq", written[0][:32]) == (0, 77, 2, 3 | Flag.CUT, 4, 88, 99, 7)
 
 
 @BOTH

@@ -166,7 +166,7 @@ class EngineTracer:
         ``again``: this ignite lets an engine run inside its own run.
         """
         recorder = self.running()
-        if recorder is not None and again:
+        if recorder is not None and again and recorder.awake:
             self.guarded(recorder.restart)
         if self._thread:
             return None
@@ -249,6 +249,7 @@ class EngineTracer:
                 seam.suspended = engine
         if recorder.ident:
             self._paused = self.guarded(recorder.end_run, error)
+            recorder.sampler = None  # the recording keeps its recorders, but must not keep engines
             if recorder.base == 1:
                 self._run_ended()
         if self._detached:

@@ -41,9 +41,9 @@ The file grows by windows of equal size, each filled from its start by one threa
 several threads do not mix within a window and a window may have unused slots, all zero. Row
 numbers of one thread rise with time. *Publication*: a row becomes visible with its ``start``,
 written last; it is closed in place, flags first and ``end`` last. A reader therefore skips rows
-whose start is 0, looks again at rows whose end was 0, and need not trust any count. A read of many
-rows is not one moment: an empty slot before a used one, or the flags of a row that was closed
-during the read, have to be read once more.
+whose start is 0, looks again at rows whose end was 0, and need not trust any count. A read is not
+one moment: while the writer lives, what was read has to be read once more, and then the rows that
+the first read saw are whole.
 
 A row flagged ``VOID`` was opened on a guess that proved wrong: it is no span, and its children
 belong to its parent.

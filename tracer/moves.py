@@ -144,6 +144,7 @@ class Move:
     guess_flags: int = 0  #: with which flags it is closed
     cut: int = 0  #: how many of the innermost spans are closed early, with ``cut_flags``
     cut_flags: int = CUT
+    void: bool = False  #: the innermost of them never began
     reason: str = ""
     ended: int = 0  #: how many are closed then, at their own end
     late: tuple[int, ...] = ()  #: containers whose beginning was missed

@@ -160,6 +160,7 @@ class JournalReader:
         self._per_window = self.header.window_bytes // ROW_BYTES
         self._filled: dict[int, int] = {0: FIRST_ROW}  # unsealed windows: slots read so far
         self._windows = 1
+        self._growing = True  # a writer may be at work
 
     @property
     def rows(self) -> Rows:
@@ -184,6 +185,7 @@ class JournalReader:
     def poll(self) -> bool:
         """Read what was written since the last call. Return whether anything changed."""
         recent_ns = self.now_ns() - 10**6
+        self._growing = self.alive() is not False
         changed = self._look_again()
         size = os.fstat(self._fd).st_size
         windows = max(1, -(-size // self.header.window_bytes))
@@ -229,9 +231,10 @@ class JournalReader:
         if not len(used):
             return False
         count = int(used[-1]) + 1
-        if len(used) != count:
-            # The writer was quicker than the read: what came before the last row is there now.
-            # A slot that is still empty was damaged.
+        if len(used) != count or self._growing:
+            # A read is not one moment: it may have copied the beginning of a row before it was
+            # written and the end after it. Read again, each row that was seen is whole. A slot
+            # before a used one that is still empty was damaged.
             slots = self._pread(first, count)
             used = np.flatnonzero(slots["start"])
         self._filled[window] = done + count

@@ -144,7 +144,7 @@ class Recording:
             if self.writer is not None:
                 try:
                     for track in self._tracks.values():
-                        track.close(self.writer.now_ns())
+                        track.close(self.writer)
                 except Exception as error:
                     log.debug("closing what is open: %s", error)
                 try:

@@ -39,10 +39,13 @@ class ThreadTrack:
                 break
             self.innermost.end_run()
 
-    def close(self, now: int) -> None:
+    def close(self, writer: JournalWriter) -> None:
         """Recording ends here: mark what is open."""
+        now = writer.now_ns()
         for row in reversed(self.stack):
             if row:
+                if writer.text_room():
+                    writer.note("end_reason", row=row, reason="recording ended")
                 self.pen.close(row, now, CUT)
         del self.stack[1:]
 

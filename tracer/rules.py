@@ -146,6 +146,11 @@ class Rules:
             rule = None
         if rule is not None:
             return self._core(node, event, text, rule)
+        if text == "INTERRUPT" and node.frames[-1:] == (GET_BATCH,):  # before it began
+            target = self.node(node.frames[:-1], "GET_BATCH_STARTED")
+            move = self._plain(node, event, text, target, held=target, cut=1)
+            move.void = True
+            return move
         if node is self.outside:
             return self._plain(node, event, text, node)
         stem, _, suffix = text.rpartition("_")
@@ -209,6 +214,11 @@ class Rules:
             target=self.node(after, text if rule.boundary or rule.reason else ""),
             phase=self._unannounced(node, text),
             cut=cut,
+            # They come before the fetch has begun, or after it has ended.
+            void=bool(cut)
+            and text in ENDINGS
+            and text != "EXCEPTION_RAISED"
+            and frames[-1:] == (GET_BATCH,),
             cut_flags=CUT | ERROR if text == "EXCEPTION_RAISED" else CUT,
             reason=rule.reason or (ENDINGS.get(node.boundary, "") if cut else ""),
             ended=ended,

@@ -116,11 +116,11 @@ class Pen:
         return row
 
     def close(self, row: int, end: int, flags: int) -> None:
-        """Close a row in place: its flags (where not 0), then its end."""
+        """Close a row in place: the flags that it gets besides its own, then its end."""
         if row < FIRST_ROW:
             raise ValueError(f"row {row} is none")  # a mistake of ours must not reach the header
         if flags:
-            self._patch(_FLAGS, row, _FLAGS_AT, flags)
+            self._patch(_FLAGS, row, _FLAGS_AT, flags | self._flags(row))
         self._patch(_END, row, _END_AT, end)
 
     def reach(self, row: int, iteration: int) -> None:
@@ -130,6 +130,10 @@ class Pen:
     def rename(self, row: int, label: int) -> None:
         """Give an open row another name: the guess was wrong."""
         self._patch(_NAME, row, _NAME_AT, label & 0xFFFF)
+
+    def _flags(self, row: int) -> int:
+        found = os.pread(self.fd, 1, row * ROW_BYTES + _FLAGS_AT)
+        return found[0] if found else 0
 
     def _patch(self, what: struct.Struct, row: int, at: int, value: int) -> None:
         os.pwrite(self.fd, what.pack(value), row * ROW_BYTES + at)
@@ -194,6 +198,11 @@ class MappedPen(Pen):
     @staticmethod
     def _put(rows: str) -> Callable[..., None]:
         return struct.Struct("<" + rows).pack_into
+
+    def _flags(self, row: int) -> int:
+        if row >= self.first:
+            return int(self.target[row * ROW_BYTES + _FLAGS_AT - self.base])
+        return super()._flags(row)
 
     def _patch(self, what: struct.Struct, row: int, at: int, value: int) -> None:
         if row >= self.first:

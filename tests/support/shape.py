@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
+from firetrace.tracer.journal import Flag
 from firetrace.tracer.table import Table
+from tests.support.described import SHORT
 
 Tree = tuple[str, list["Tree"]]
 
@@ -49,3 +53,30 @@ def assert_well_formed(table: Table) -> None:
                 assert 0 < end <= int(rows["end"][parent]), (table.name(i), table.name(parent))
             assert last_end.get(parent, 0) <= start, (table.name(i), table.name(parent))
             last_end[parent] = end or start
+
+
+def brief(table: Table) -> str:
+    """A recording in one line: ``run[S epoch~terminate[...] C]``; equal neighbours as ``x2``.
+
+    Marked are ends (``~reason``, ``!`` an exception) and beginnings (``^`` it had begun before
+    recording did, ``>`` it goes on after an interrupt).
+    """
+    rows, parents = table.rows, table.parents().tolist()
+    children: dict[int, list[int]] = {-1: []}
+    for i in sorted(range(len(table)), key=lambda i: (int(rows["start"][i]), i)):
+        children.setdefault(i, [])
+        children.setdefault(parents[i], []).append(i)
+
+    def text(i: int) -> str:
+        flags, name = int(rows["flags"][i]), SHORT.get(table.name(i).text, table.name(i).text)
+        if flags & Flag.CUT:
+            name += "~" + table.meta.reasons.get(int(table.numbers[i]), "")
+        marks = {Flag.ERROR: "!", Flag.LATE: "^", Flag.RESUMED: ">"}
+        name += "".join(m for flag, m in marks.items() if flags & flag)
+        return f"{name}[{row(children[i])}]" if children[i] else name
+
+    def row(indices: list[int]) -> str:
+        groups = [(same, len(list(group))) for same, group in groupby(map(text, indices))]
+        return " ".join(same + (f" x{count}" if count > 1 else "") for same, count in groups)
+
+    return row(children[-1])

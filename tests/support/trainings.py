@@ -114,39 +114,6 @@ def name_of(event: Any) -> str:
     return str(getattr(event, "name", event))
 
 
-class _LoggingHandlers(dict[Any, list[Any]]):
-    """An engine's ``_event_handlers`` that notes which event looks its handlers up."""
-
-    def __init__(self, engine: Engine, label: str, into: list[tuple[Any, ...]]) -> None:
-        super().__init__(engine._event_handlers)
-        self._note = (engine, label, into)
-
-    def __missing__(self, event: Any) -> list[Any]:
-        return self.setdefault(event, [])
-
-    def __getitem__(self, event: Any) -> list[Any]:
-        engine, label, into = self._note
-        into.append((label, name_of(event), engine.state.epoch, engine.state.iteration))
-        return super().__getitem__(event)
-
-
-def log_lookups(engine: Engine, label: str, into: list[tuple[Any, ...]]) -> None:
-    """Append every event that the engine fires, seen from inside ``_fire_event``."""
-    engine._event_handlers = _LoggingHandlers(engine, label, into)
-
-
-def log_calls(engine: Engine, label: str, into: list[tuple[Any, ...]]) -> None:
-    """Append every event that the engine fires, as another tool would that wraps it."""
-    original = engine._fire_event
-
-    def fire(event: Any, *args: Any, **kwargs: Any) -> None:
-        state = engine.state
-        into.append((label, name_of(event), state.epoch, state.iteration))
-        original(event, *args, **kwargs)
-
-    vars(engine)["_fire_event"] = fire
-
-
 def handler_lists(engine: Engine) -> dict[str, list[Any]]:
     """Which handlers an engine has, by event, with their arguments."""
     return {
@@ -161,7 +128,5 @@ __all__ = [
     "Phase",
     "Training",
     "handler_lists",
-    "log_calls",
-    "log_lookups",
     "plain_engine",
 ]
