@@ -28,6 +28,7 @@ iteration
   optimizer
   MODEL_COMPLETED
     Workflow._decollate_data
+  output
   ITERATION_COMPLETED
     StatsHandler.iteration_completed"""
 

@@ -138,6 +138,8 @@ class WatchApp(App[str]):
             self._show(found)
 
     def _show(self, snapshot: Snapshot) -> None:
+        if not self.screen_stack:
+            return  # the app is closing
         old, self._shown = self._shown, snapshot
         main = self.screen_stack[0]
         if main.has_class("waiting"):
