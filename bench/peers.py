@@ -84,6 +84,15 @@ class FiretraceWithoutContext(Firetrace):
     context = False
 
 
+class FiretraceAlone(Firetrace):
+    """The same, with ignite's own check of every event that a program fires."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the handler, and put the check back."""
+        super().attach(engine)
+        del engine.fire_event
+
+
 class BasicTimeProfiler(Peer):
     """ignite's: a time an iteration for the data, the process function and four of the events."""
 
