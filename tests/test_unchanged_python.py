@@ -290,7 +290,6 @@ WRONG: dict[Any, tuple[str, tuple[str, ...]]] = {
     warns_of_ignites_caller: ("the file that is named is the recorder's", ("calls",)),
     counts_frames: ("the recorder is on the stack", ()),
     logs_where: ("the file that is named is the recorder's", ("calls",)),
-    reruns: ("a run that is only an event stays open", ()),
 }
 PROGRAMS = (
     references, reruns, inherits, inherits_run, replaces_handlers, replaces_methods, warns,

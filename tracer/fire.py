@@ -315,3 +315,9 @@ class FireEvent(Seam):
             raise
         if height:
             tracer.guarded(recorder.end_event, move, height)
+
+
+# As ignite's own methods look to ``inspect.signature``: here annotations are texts.
+_ANY = {"event_name": Any, "event_args": Any, "event_kwargs": Any, "return": None}
+FireEvent.__call__.__annotations__.update(_ANY)
+CheckedFire.__call__.__annotations__.update({"event_name": Any, "return": None})
