@@ -289,6 +289,10 @@ WRONG: dict[Any, tuple[str, tuple[str, ...]]] = {
     warns_of_its_caller: ("the file that is named is the recorder's", ("calls",)),
     warns_of_ignites_caller: ("the file that is named is the recorder's", ("calls",)),
     counts_frames: ("the recorder is on the stack", ()),
+    reruns: (
+        "its signature is that of ignite's method, not of the tool below",
+        tuple(way for way in WAYS if way != "calls"),
+    ),
     logs_where: ("the file that is named is the recorder's", ("calls",)),
 }
 PROGRAMS = (
