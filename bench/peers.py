@@ -213,6 +213,7 @@ def warm_up() -> None:
     for module in (
         "ignite.handlers.time_profilers",
         "opentelemetry.sdk.trace.export",
+        "firetrace.tracer.context",
         "firetrace.tracer.handler",
         "firetrace.tracer.table",
     ):
