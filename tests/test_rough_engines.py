@@ -15,6 +15,8 @@ from ignite.engine import Engine, Events
 from firetrace import TraceHandler
 from firetrace.exporters.otlp import export_otlp
 from firetrace.tracer.journal import Flag
+from firetrace.tracer.recorder import Recorder
+from firetrace.tracer.rows import ThreadTrack
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import Table, read_table
 from tests.support.shape import assert_well_formed, outline, tree
@@ -224,6 +226,35 @@ def test_exceptions_without_end_keep_to_the_budget(tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in (tmp_path / "run").iterdir()) < 2**20
     names = [table.name(i).text for i in range(len(table)) if table.rows["flags"][i] & Flag.ERROR]
     assert names.count("FORWARD_COMPLETED") == 500
+
+
+def test_a_failure_of_ours_beside_other_engines_is_ours_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another engine's event and the user's span, where recording what is around them fails."""
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    other = plain_engine()
+
+    def step(engine: Engine, batch: int) -> None:
+        other.fire_event(Phase.FORWARD_COMPLETED)
+        with handler.span("own"):
+            pass
+
+    for owner, method in (
+        (Recorder, "assume"), (Recorder, "step_back"), (ThreadTrack, "leave_what_is_over"),
+    ):  # fmt: skip
+        engine, handler = Engine(step), TraceHandler()
+        handler.attach(other)
+        handler.attach(engine)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, fail)
+            assert engine.run([1, 2]).iteration == 2
+        handler.close()
+    warnings = [r for r in caplog.records if (r.name, r.levelname) == ("firetrace", "WARNING")]
+    assert len(warnings) == 3
 
 
 def test_names_that_no_encoder_takes() -> None:

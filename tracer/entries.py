@@ -2,7 +2,7 @@
 
 When an engine runs for the first time, the process's one handler is attached to it. Not in the
 constructor, where a MONAI engine has neither its ``state`` nor its ``prepare_batch``.
-``_fire_event`` stays as it is: ``seam.py`` knows it by its source.
+``_fire_event`` stays as it is: ``fire.py`` knows it by its source.
 """
 
 from __future__ import annotations

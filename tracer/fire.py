@@ -161,7 +161,7 @@ class FireEvent(Seam):
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
         tracer.guarded(tracer.join, recorder, str(getattr(event_name, "name", event_name)) in CORE)
-        aside = recorder.step_aside()
+        aside = tracer.guarded(recorder.step_aside)
         try:
             if not self.replaces:
                 self._around(engine, recorder, event_name, event_args, event_kwargs)
@@ -177,7 +177,7 @@ class FireEvent(Seam):
             else:
                 tracer.guarded(recorder.event_without_handlers, event_name, engine)
         finally:
-            recorder.step_back(aside)
+            tracer.guarded(recorder.step_back, aside)
 
     def _run(
         self, engine: Any, recorder: Recorder, event_name: Any, handlers: Any,

@@ -45,8 +45,8 @@ whose start is 0, looks again at rows whose end was 0, and need not trust any co
 one moment: while the writer lives, what was read has to be read once more, and then the rows that
 the first read saw are whole.
 
-A row flagged ``VOID`` was opened on a guess that proved wrong: it is no span, and its children
-belong to its parent.
+A row flagged ``VOID`` was opened on a guess that proved wrong, or for a fetch that never began: it
+is no span, and its children belong to its parent.
 
 **Meta file.** Each line is an object with a ``type``; a reader ignores types and keys that it does
 not know, and a last line without its newline (the writer died). A line is written before the

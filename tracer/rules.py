@@ -14,6 +14,9 @@ The rules, in the order in which they are tried:
    boundary: the end of the handlers of the event before it.
 4. Any other event is a span of its own and nothing else.
 
+Hooks tell of boundaries too (``phase_move``), and of those it is known what begins there. What lies
+after the last of them, to the end of the iteration, is the phase ``output``.
+
 Containers (run, epoch, step, iteration, pairs) include the handlers of the events that begin and
 end them, as ignite's own times do. Phases (``get_batch``, ``forward``, ...) never include one.
 """

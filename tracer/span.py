@@ -31,7 +31,7 @@ class UserSpan:
             self._recording.guarded(recorder.describe, entered[1], attributes)
 
     def __enter__(self) -> UserSpan:
-        recorder = self._recorder = self._recording.innermost()
+        recorder = self._recorder = self._recording.guarded(self._recording.innermost)
         if recorder is not None:
             self._entered = self._recording.guarded(self._enter, recorder)
             self._note(self._attributes)
