@@ -135,31 +135,29 @@ TWICE = "GS STOP GC IS IC GS GC IS IC EC C"
 STARS = "epoch[ES restart* step* EC]"
 INTERRUPTED = [
     (S, f"S INTERRUPT ES GS GC IS IC GS GC IS IC EC ES {TWICE}",
-     f"run~interrupt[S* INTERRUPT] run>[{EPOCH} {NEXT} C]", ""),
+     f"run~interrupt[S* INTERRUPT] run>[{EPOCH} {NEXT} C]"),
     (ES, f"S ES INTERRUPT GS GC IS IC GS GC IS IC EC ES {TWICE}",
      "run~interrupt[S epoch~interrupt[ES* INTERRUPT]] "
-     "run>[epoch>[loader step x2 EC] epoch[ES* restart step EC] C]", ""),
+     "run>[epoch>[loader step x2 EC] epoch[ES* restart step EC] C]"),
     (GS, f"{SECOND} GS INTERRUPT GC IS IC EC ES {TWICE}",
      "run~interrupt[S epoch~interrupt[ES loader step* step~interrupt[GS* INTERRUPT]]] "
-     f"run>[epoch>[step>[get_batch GC iteration[IS IC]] EC] {STARS} C]",
-     ""),
+     f"run>[epoch>[step>[get_batch GC iteration[IS IC]] EC] {STARS} C]"),
     (GC, f"{SECOND} GS GC INTERRUPT IS IC EC ES {TWICE}",
      "run~interrupt[S epoch~interrupt[ES loader step* step~interrupt[GS get_batch GC* INTERRUPT]]] "
-     f"run>[epoch>[step>[iteration[IS IC]] EC] {STARS} C]", ""),
+     f"run>[epoch>[step>[iteration[IS IC]] EC] {STARS} C]"),
     (STOP, f"{FIRST} ES GS STOP INTERRUPT GS GC IS IC GS GC IS IC EC C",
      f"run~interrupt[S {EPOCH} epoch~interrupt[ES step~interrupt[GS get_batch STOP* INTERRUPT]]] "
-     "run>[epoch>[step>[loader GS get_batch GC iteration[IS IC]] step EC] C]",
-     ""),
+     "run>[epoch>[step>[loader GS get_batch GC iteration[IS IC]] step EC] C]"),
     (IS, f"{SECOND} GS GC IS INTERRUPT IC EC ES {TWICE}",
      "run~interrupt[S epoch~interrupt[ES loader step* step~interrupt[GS get_batch GC "
      "iteration~interrupt[IS* INTERRUPT]]]] "
-     f"run>[epoch>[step>[iteration>[IC]] EC] {STARS} C]", ""),
+     f"run>[epoch>[step>[iteration>[IC]] EC] {STARS} C]"),
     (IC, f"{SECOND} GS GC IS IC INTERRUPT EC ES {TWICE}",
      "run~interrupt[S epoch~interrupt[ES loader step* x2 INTERRUPT]] "
-     f"run>[epoch>[EC] {STARS} C]", ""),
+     f"run>[epoch>[EC] {STARS} C]"),
     (EC, f"{FIRST} INTERRUPT {AGAIN} C", "run~interrupt[S epoch[ES loader step x2 EC*] INTERRUPT] "
-     "run>[epoch[ES restart step EC*] C]", ""),
-    (C, f"{FIRST} {AGAIN} C {FIRST} {AGAIN} C", f"run[S {EPOCH} {NEXT} C*] x2", ""),
+     "run>[epoch[ES restart step EC*] C]"),
+    (C, f"{FIRST} {AGAIN} C {FIRST} {AGAIN} C", f"run[S {EPOCH} {NEXT} C*] x2"),
 ]  # fmt: skip
 INTERRUPTING = [
     *(Case(f"17 in {e.name}", training(on(e, interrupt, 2 if e in (GS, GC, IS, IC) else 1),

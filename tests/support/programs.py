@@ -30,18 +30,11 @@ class Case(NamedTuple):
     program: Program
     events: str | None = None  #: of its first engine, by their short names
     tree: str | None = None  #: of what is recorded, by ``short``
-    wrong: str = ""  #: what firetrace still gets wrong here
 
 
 def params(cases: list[Case]) -> list[Any]:
     """The cases for ``pytest.mark.parametrize``."""
-    return [
-        pytest.param(
-            case, id=case.name,
-            marks=[pytest.mark.xfail(strict=True, reason=case.wrong)] if case.wrong else [],
-        )
-        for case in cases
-    ]  # fmt: skip
+    return [pytest.param(case, id=case.name) for case in cases]
 
 
 def check_case(case: Case, way: str) -> Seen:
