@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import context, trace
 
-from firetrace.tracer.ids import span_id, trace_id
+from firetrace.tracer.ids import span_id
+from firetrace.tracer.traces import Lineage, TraceIds, trace_of
 
 if TYPE_CHECKING:
     from firetrace.tracer.rows import OpenRows
@@ -31,6 +32,10 @@ class CurrentRow(trace.NonRecordingSpan):
     def __init__(self, rows: OpenRows) -> None:
         super().__init__(trace.INVALID_SPAN_CONTEXT)
         self._rows = rows
+        writer = rows.writer
+        self._lineage = Lineage(writer.look_up)
+        self._ids = TraceIds(writer.seed, writer.split or "run", writer.traceparent)
+        self._last = 0, trace.INVALID_SPAN_CONTEXT
 
     def get_span_context(self) -> trace.SpanContext:
         """The ids of the row that is open innermost now."""
@@ -38,8 +43,13 @@ class CurrentRow(trace.NonRecordingSpan):
         number = rows.unmuted_parent() if rows.ident else 0
         if not number:
             return trace.INVALID_SPAN_CONTEXT
-        seed = rows.writer.seed
-        return trace.SpanContext(trace_id(seed), span_id(seed, number), False, SAMPLED)
+        last, found = self._last
+        if last != number:
+            place, ids = self._lineage.place(number), self._ids
+            trace_id = ids.of(trace_of(ids.split, number, place), place.root)
+            found = trace.SpanContext(trace_id, span_id(ids.seed, number), False, SAMPLED)
+            self._last = number, found
+        return found
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.get_span_context()!r})"

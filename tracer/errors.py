@@ -11,3 +11,7 @@ class JournalError(FiretraceError):
 
 class RunNotFoundError(FiretraceError):
     """There is no such run."""
+
+
+class UsageError(FiretraceError):
+    """Options that do not go together."""

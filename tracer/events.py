@@ -21,6 +21,14 @@ CUT, ERROR, GUESS = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS)
 SKIPPED, VOID = int(Flag.SKIPPED), int(Flag.VOID)
 
 
+def plan_of(engine: Any) -> tuple[int | None, int | None, int | None]:
+    """How many epochs, iterations an epoch and iterations in all a run means to do."""
+    state = engine.state
+    values = state.max_epochs, state.epoch_length, getattr(state, "max_iters", None)
+    epochs, length, iterations = (each if isinstance(each, int) else None for each in values)
+    return epochs, length, iterations
+
+
 class Events(OpenRows):
     """Writes the spans of an engine's events, and of what lies between them."""
 
@@ -207,13 +215,7 @@ class Events(OpenRows):
 
     def _plan(self, engine: Any) -> None:
         """Note how far the run means to go, where that is new: readers count down to it."""
-        state = engine.state
-        plan = tuple(
-            value if isinstance(value, int) else None
-            for value in (
-                state.max_epochs, state.epoch_length, getattr(state, "max_iters", None)
-            )
-        )  # fmt: skip
+        plan = plan_of(engine)
         if plan != self.plan and self.run_row:
             self.plan = plan
             self.writer.note(

@@ -21,9 +21,29 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from firetrace.exporters.spans import EndedSpans
+    from firetrace.exporters.spans import SpanMaker
+    from firetrace.tracer.recording import Feed
+    from firetrace.tracer.stream import Stream
 
 log = logging.getLogger("firetrace")
+
+
+class _Feeds:
+    """Makes what hands a journal to a provider; equal for the same provider."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+
+    def __call__(self, journal: Path) -> Feed:
+        from firetrace.exporters.provider import ProviderFeed
+
+        return ProviderFeed(journal, self._provider)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Feeds) and other._provider is self._provider
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
 
 class TraceHandler:
@@ -52,6 +72,15 @@ class TraceHandler:
         output_transform: for every engine; see ``attach``.
         context: whether spans that the program makes with the OpenTelemetry API become children of
             the innermost span of the step that they are made in, and log records carry its ids.
+        otlp: whether a process of its own sends the spans by OTLP as they end, to where the
+            standard variables say (``OTEL_EXPORTER_OTLP_ENDPOINT``, ...); by default if
+            ``FIRETRACE_OTLP=1``. It survives the training and sends the rest.
+        otlp_wait_s: seconds for which the end of the training waits for it; by default
+            ``FIRETRACE_OTLP_WAIT``, or 5.
+        tracer_provider: the program's own ``TracerProvider``, of OpenTelemetry's SDK. Its
+            processors get the spans as they end, with its resource and sampler, from a thread that
+            takes up to a tenth of the interpreter's time while the training runs and does the rest
+            at its end.
     """
 
     def __init__(
@@ -65,19 +94,24 @@ class TraceHandler:
         every: int = 1,
         output_transform: Callable[[Any], Any] | None = None,
         context: bool = True,
+        otlp: bool | None = None,
+        otlp_wait_s: float | None = None,
+        tracer_provider: Any = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
         if max_bytes < 2**16:
             raise ValueError(f"max_bytes must be at least 65536, not {max_bytes}")
         path = None if directory is None else Path(directory)
+        feed = None if tracer_provider is None else _Feeds(tracer_provider)
         self._settings = Settings(
-            path, name, max_bytes, min_free_bytes, every, context=context
-        )  # fmt: skip
+            path, name, max_bytes, min_free_bytes, every, None, context, otlp, otlp_wait_s, feed
+        )
         self._recording = shared(self._settings)
         self._exporters = tuple(exporters)
         self._output_transform = output_transform
-        self._ended: EndedSpans | None = None  # what has not been exported yet
+        self._stream: Stream | None = None  # what has not been exported yet
+        self._maker: SpanMaker | None = None
         # An engine holds its tracer and that this handler; the other way only weakly. So a handler
         # lives as long as an engine that it traces, and nothing is freed by the collector alone.
         self._tracers: weakref.WeakKeyDictionary[Any, weakref.ref[EngineTracer]]
@@ -147,10 +181,13 @@ class TraceHandler:
     def close(self) -> None:
         """Detach, and close the journal unless another handler still uses it.
 
-        This happens by itself when handler and engines are gone, and at the process's end.
+        This happens by itself when handler and engines are gone, and at the process's end. Where a
+        ``tracer_provider`` gets the spans, it waits up to ``otlp_wait_s`` for that.
         """
         self.detach()
         self._leave()
+        if self._recording.ended:
+            self._recording.finish_feed()
 
     def spans(self) -> Iterator[ReadableSpan]:
         """What has been recorded so far, by this process, as OpenTelemetry spans.
@@ -165,16 +202,20 @@ class TraceHandler:
         return journal_spans(writer.path)
 
     def _export_new(self) -> None:
-        from firetrace.exporters.spans import EndedSpans, batches
+        from firetrace.exporters.spans import batches, maker
+        from firetrace.tracer.stream import Stream
 
         writer = self._recording.writer
         if writer is None:
             return
-        if self._ended is None:
-            self._ended = EndedSpans(writer.path)
-        for batch in batches(self._ended.new()):
-            for exporter in self._exporters:
-                exporter.export(batch)
+        if self._stream is None:
+            self._stream = Stream(writer.path)
+        for block in self._stream.ended():
+            if self._maker is None:
+                self._maker = maker(self._stream.reader)
+            for batch in batches(self._maker.spans(block)):
+                for exporter in self._exporters:
+                    exporter.export(batch)
         for exporter in self._exporters:
             exporter.force_flush()
 

@@ -53,6 +53,8 @@ not know, and a last line without its newline (the writer died). A line is writt
 first row that needs it.
 
     process    ``resource``: OpenTelemetry resource attributes
+    traces     ``split``: run, epoch or step: what is a trace (see ``firetrace.tracer.traces``);
+               ``parent``: the W3C ``traceparent`` of the program's caller, or null
     name       ``id``, ``kind`` (see ``KINDS``), ``name``; of a handler ``code``: where it is from
     lane       ``id``, ``engine``, ``thread``, ``thread_id``
     run        ``row``, ``max_epochs``, ``epoch_length``, ``max_iters``: how far a run means to go

@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,8 @@ class Meta:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.resource: dict[str, Any] = {}
+        self.split = "run"  #: what is a trace
+        self.traceparent: str | None = None  #: of the program's caller
         self.names: dict[int, Name] = {}
         self.lanes: dict[int, Lane] = {}
         self.runs: dict[int, dict[str, Any]] = {}  #: by row
@@ -69,6 +71,7 @@ class Meta:
         self._offset = 0
         self._takers = {
             "process": self._process,
+            "traces": self._traces,
             "name": self._name,
             "lane": self._lane,
             "run": lambda line: self.runs.__setitem__(int(line["row"]), line),
@@ -107,8 +110,16 @@ class Meta:
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 self.damaged += 1
 
+    def lane(self, id: int) -> Lane:
+        """The engine and thread with this lane id."""
+        return self.lanes.get(id) or Lane(f"engine {id}", "")
+
     def _process(self, line: dict[str, Any]) -> None:
         self.resource = dict(line["resource"])
+
+    def _traces(self, line: dict[str, Any]) -> None:
+        self.split = line["split"] if line["split"] in ("epoch", "step") else "run"
+        self.traceparent = line.get("parent")
 
     def _name(self, line: dict[str, Any]) -> None:
         kind = line["kind"] if line["kind"] in KINDS else "span"
@@ -126,6 +137,17 @@ class Meta:
 
     def _ended(self, line: dict[str, Any]) -> None:
         self.ended = int(line["time"])
+
+
+Numbers = npt.NDArray[np.uint32]
+
+
+class Position(NamedTuple):
+    """How far a reader is that forgets what it has handed out."""
+
+    windows: int  #: how many were begun
+    filled: dict[int, int]  #: of those that are not full, how many slots were read
+    kept: list[int]  #: numbers of the rows that were read and not handed out
 
 
 class JournalReader:
@@ -161,6 +183,7 @@ class JournalReader:
         self._filled: dict[int, int] = {0: FIRST_ROW}  # unsealed windows: slots read so far
         self._windows = 1
         self._growing = True  # a writer may be at work
+        self.behind = False  #: whether the last ``poll`` left windows for the next one
 
     @property
     def rows(self) -> Rows:
@@ -168,7 +191,7 @@ class JournalReader:
         return self._rows[: self._count]
 
     @property
-    def numbers(self) -> npt.NDArray[np.uint32]:
+    def numbers(self) -> Numbers:
         """The row numbers that belong to ``rows``; strictly rising within a window."""
         return self._numbers[: self._count]
 
@@ -182,13 +205,19 @@ class JournalReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def poll(self) -> bool:
-        """Read what was written since the last call. Return whether anything changed."""
+    def poll(self, most: int | None = None) -> bool:
+        """Read what was written since the last call. Return whether anything changed.
+
+        ``most``: begin no more than so many new windows; see ``behind``.
+        """
         recent_ns = self.now_ns() - 10**6
         self._growing = self.alive() is not False
         changed = self._look_again()
         size = os.fstat(self._fd).st_size
         windows = max(1, -(-size // self.header.window_bytes))
+        if most is not None:
+            windows, all_windows = min(windows, self._windows + most), windows
+            self.behind = windows < all_windows
         for window in range(self._windows, windows):
             self._filled[window] = 0
         self._windows = max(self._windows, windows)
@@ -196,6 +225,49 @@ class JournalReader:
             changed |= self._read_window(window, recent_ns)
         self.meta.poll()  # after the rows: every name that they use is there by now
         return changed
+
+    def take(self, before_ns: int | None = None, everything: bool = False) -> tuple[Rows, Numbers]:
+        """Hand out the rows that will not change any more and forget them; the others stay.
+
+        A scalar stays with its span.
+
+        Args:
+            before_ns: only what ended before this, Unix ns.
+            everything: the open ones too, which are not looked at again.
+        """
+        rows, numbers = self.rows, self.numbers
+        stay = np.zeros(len(rows), bool)
+        if not everything:
+            stay[self._open] = True
+            if before_ns is not None:
+                stay |= (rows["end"] >= before_ns) & (rows["flags"] & Flag.SCALAR == 0)
+            scalars = np.flatnonzero(rows["flags"] & Flag.SCALAR)
+            stay[scalars] = np.isin(rows["parent"][scalars], numbers[stay])
+        taken = rows[~stay], numbers[~stay]
+        self._open = (np.cumsum(stay) - 1)[self._open] if not everything else self._open[:0]
+        self._count = int(np.count_nonzero(stay))
+        self._rows[: self._count], self._numbers[: self._count] = rows[stay], numbers[stay]
+        return taken
+
+    def row(self, number: int) -> np.void | None:
+        """One row as it stands in the file, whether it has been read before or not."""
+        return self._one_row(number * ROW_BYTES) if number >= FIRST_ROW else None
+
+    @property
+    def position(self) -> Position:
+        """How far this reader is."""
+        return Position(self._windows, dict(self._filled), self.numbers.tolist())
+
+    def go_to(self, position: Position) -> None:
+        """Go on where another reader of this journal was. Call it before the first ``poll``."""
+        self._windows, self._filled = position.windows, dict(position.filled)
+        self._make_room(len(position.kept))
+        for number in position.kept:
+            row = self.row(number)
+            if row is not None:
+                self._rows[self._count], self._numbers[self._count] = row, number
+                self._count += 1
+        self._open = np.flatnonzero(self.rows["flags"] & Flag.SCALAR == 0)
 
     def _look_again(self) -> bool:
         """Read the rows that were open once more; they may have been closed in place."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from firetrace.tracer.events import Events
+from firetrace.tracer.events import Events, plan_of
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.moves import ENDINGS, GET_BATCH, LOADER, RUN, STEP, Frame, Node
 from firetrace.tracer.rows import ThreadTrack
@@ -144,6 +144,8 @@ class Recorder(Events):
         ``paused``: it goes on where it was interrupted.
         """
         self.track.leave_what_is_over()
+        if not self.writer.split:
+            self._choose_split(engine)
         outer = self.outer = self.track.innermost
         if outer is not None:
             outer.assume()
@@ -153,6 +155,11 @@ class Recorder(Events):
         self.node, self.muted, self.resumes = self.rules.root, False, 0
         if paused is not None:
             self._go_on(paused, engine)
+
+    def _choose_split(self, engine: Any) -> None:
+        from firetrace.tracer.traces import chosen_split
+
+        self.writer.choose_split(chosen_split(*plan_of(engine)))
 
     def _go_on(self, paused: Paused, engine: Any) -> None:
         self.resumes, self.place = paused.row, paused.place

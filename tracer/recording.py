@@ -11,13 +11,14 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from firetrace.tracer import run
+from firetrace.tracer import relay, run
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.rows import ThreadTrack
 from firetrace.tracer.writer import MAX_BYTES, JournalWriter
@@ -36,6 +37,17 @@ class Settings:
     every: int = 1
     mapped: bool | None = None
     context: bool = True
+    otlp: bool | None = None
+    otlp_wait_s: float | None = None
+    #: Given the journal when it is made; returns what hands it on in this process.
+    feed: Callable[[Path], Feed] | None = None
+
+
+class Feed(Protocol):
+    """Hands a journal on while it grows, in a thread of its own."""
+
+    def finish(self, timeout_s: float) -> bool:
+        """The journal is closed: hand over the rest, and say whether it was done in time."""
 
 
 class Recording:
@@ -51,6 +63,8 @@ class Recording:
         self._tracks: dict[int, ThreadTrack] = {}
         self._recorders: list[Recorder] = []
         self._users = 0
+        self._feed: Feed | None = None
+        self.relayed: Path | None = None  # the journal that a relay sends on
         _recordings.add(self)
 
     def join(self) -> Recording:
@@ -101,7 +115,38 @@ class Recording:
         # ``firetrace run`` has said it already, and what the program logs shall stay the same.
         told = self.directory == run.chosen()[0]
         log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
+        if relay.wanted(settings.otlp):
+            self._start_relay(self.writer.path)
+        if settings.feed is not None:
+            self._start_feed(settings.feed, self.writer.path)
         _close_when_child_ends()
+
+    def _start_relay(self, journal: Path) -> None:
+        try:
+            relay.start(journal)
+            self.relayed = journal
+        except OSError as error:
+            log.warning(
+                "firetrace sends nothing meanwhile (%s); 'firetrace export --resume' will", error
+            )
+
+    def _start_feed(self, feed: Callable[[Path], Feed], journal: Path) -> None:
+        try:
+            self._feed = feed(journal)
+        except Exception as error:
+            log.warning("firetrace: %s", error)
+            return
+        # Registered now, it runs before the provider, which is older, shuts down.
+        atexit.register(_finish, weakref.ref(self))
+
+    def finish_feed(self) -> None:
+        """End the recording and hand on what has not been handed on."""
+        if self._feed is None or self.inherited:
+            return
+        self.close()
+        feed, self._feed = self._feed, None
+        if not feed.finish(relay.wait_seconds(self.settings.otlp_wait_s)):
+            log.warning("firetrace: not all spans could be handed on in time")
 
     def innermost(self) -> Recorder | None:
         """The recorder of the engine that runs innermost in the calling thread."""
@@ -135,9 +180,14 @@ class Recording:
             log.warning("firetrace stopped recording to %s (%s); training goes on", where, reason)
             self.close()
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child: it is the parent's, its lock perhaps held."""
+        return os.getpid() != self._pid
+
     def close(self) -> None:
         """End the recording; what was recorded can be read."""
-        if os.getpid() != self._pid:  # in a forked child it is the parent's, its lock perhaps held
+        if self.inherited:
             return
         with self._guard:
             self.forget()
@@ -190,10 +240,23 @@ def shared(settings: Settings) -> Recording:
         return found.join()
 
 
+def _finish(recording: weakref.ref[Recording]) -> None:
+    held = recording()
+    if held is not None:
+        held.finish_feed()
+
+
 def close_all() -> None:
-    """End every recording of this process."""
-    for recording in list(_recordings):
+    """End every recording of this process, and wait a little for what is still being sent."""
+    recordings = list(_recordings)
+    for recording in recordings:
         recording.close()
+    end = time.monotonic()
+    for recording in recordings:
+        if recording.relayed is not None and not recording.inherited:
+            seconds = relay.wait_seconds(recording.settings.otlp_wait_s)
+            relay.wait(recording.relayed, end + seconds - time.monotonic())
+            recording.relayed = None
 
 
 def _forget_all() -> None:

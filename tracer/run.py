@@ -245,7 +245,7 @@ def remove(run: Run) -> None:
         OSError: a file could not be deleted.
     """
     for journal in run.journals:
-        for suffix in (".rows", ".meta.jsonl", ".lock"):
-            journal.with_suffix(suffix).unlink(missing_ok=True)
+        for file in journal.parent.glob(f"{journal.stem}.*"):
+            file.unlink(missing_ok=True)
     if not any(run.path.iterdir()):
         run.path.rmdir()

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firetrace.tracer.journal import KINDS, Flag, Header, Lane, Name, Rows
-from firetrace.tracer.reader import JournalReader, Meta
+from firetrace.tracer.reader import JournalReader, Meta, Numbers
 
 Ints = npt.NDArray[np.int64]
 UNKNOWN = Name("span", "(name lost)")
@@ -27,7 +27,7 @@ class Table:
     path: Path
     header: Header
     meta: Meta
-    numbers: npt.NDArray[np.uint32]  #: row numbers, rising
+    numbers: Numbers  #: row numbers, rising
     rows: Rows  #: dtype ``ROW_DTYPE``
     scalars: Rows
     damaged: int  #: rows that were left out because they make no sense
@@ -52,7 +52,7 @@ class Table:
 
     def lane_of(self, lane: int) -> Lane:
         """The engine and thread with this lane id."""
-        return self.meta.lanes.get(lane) or Lane(f"engine {lane}", "")
+        return self.meta.lane(lane)
 
     def ids_of(self, kind: str) -> list[int]:
         """The name ids of a kind."""
@@ -103,7 +103,11 @@ def table(reader: JournalReader, final: bool = False) -> Table:
 
     ``final``: the reader will not be polled again, so its arrays need no copy.
     """
-    rows, numbers = reader.rows, reader.numbers
+    return block(reader, reader.rows, reader.numbers, copy=not final)
+
+
+def block(reader: JournalReader, rows: Rows, numbers: Numbers, copy: bool = False) -> Table:
+    """These rows of a journal as a table. Their parents may be elsewhere in the file."""
     if len(numbers) > 1 and not (numbers[1:] > numbers[:-1]).all():
         order = np.argsort(numbers, kind="stable")
         rows, numbers = rows[order], numbers[order]
@@ -123,7 +127,7 @@ def table(reader: JournalReader, final: bool = False) -> Table:
         keep[special] = False
         keep[damaged] = False
         rows, numbers = _hoist(rows, numbers, keep)
-    elif not final:
+    elif copy:
         rows, numbers = rows.copy(), numbers.copy()
     return Table(
         reader.path, reader.header, reader.meta, numbers, rows, scalars, count,
@@ -131,21 +135,19 @@ def table(reader: JournalReader, final: bool = False) -> Table:
     )  # fmt: skip
 
 
-def _hoist(
-    rows: Rows, numbers: npt.NDArray[np.uint32], keep: npt.NDArray[np.bool_]
-) -> tuple[Rows, npt.NDArray[np.uint32]]:
+def _hoist(rows: Rows, numbers: Numbers, keep: npt.NDArray[np.bool_]) -> tuple[Rows, Numbers]:
     """Leave rows out; their children get the nearest ancestor that stays."""
-    parent_of = np.zeros(int(numbers[-1]) + 1, np.uint32)
-    gone = np.zeros(int(numbers[-1]) + 1, bool)
-    parent_of[numbers] = rows["parent"]
-    gone[numbers[~keep]] = True
+    gone, up_from = numbers[~keep], rows["parent"][~keep]
     rows, numbers = rows[keep], numbers[keep]
     parents = rows["parent"].copy()
+    lost = np.arange(len(parents))
     while True:  # ends: a parent's number is lower than its child's, damaged ones are left out
-        lost = np.flatnonzero(gone[np.minimum(parents, len(gone) - 1)])
+        place = np.minimum(np.searchsorted(gone, parents[lost]), len(gone) - 1)
+        found = gone[place] == parents[lost]
+        lost = lost[found]
         if not len(lost):
             break
-        up = parent_of[parents[lost]]
+        up = up_from[place[found]]
         parents[lost] = np.where(up < parents[lost], up, 0)
     rows["parent"] = parents
     return rows, numbers

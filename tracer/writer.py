@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from firetrace.tracer import journal
+from firetrace.tracer.ids import Row, remote_parent
 from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES, Header
 from firetrace.tracer.storage import MAPPABLE, MappedPen, Pen, file_system
 
@@ -76,7 +77,10 @@ class JournalWriter:
         self._pen_type: type[Pen] = MappedPen if mapped else Pen
         self._pens: list[Pen] = []
         self._guard = threading.RLock()
+        self.split = ""  # how the journal is split into traces, once a run has begun
+        self.traceparent: str | None = None  # the caller's
         self._names: dict[tuple[str, str], int] = {}
+        self._kinds: dict[int, str] = {}  # of the names, by id
         self._lanes: dict[tuple[str, str, int], int] = {}
         self._engines: dict[str, list[int]] = {}
         self._meta_bytes = 0
@@ -150,8 +154,28 @@ class JournalWriter:
         new = len(self._names)
         more = {"code": code} if code else {}
         self.note("name", id=new, kind=kind, name=text, **more)
-        self._names[kind, text] = new
+        self._names[kind, text], self._kinds[new] = new, kind
         return new
+
+    def choose_split(self, split: str) -> None:
+        """Say how the journal is split into traces; once, before the first run's row."""
+        with self._guard:
+            if not self.split:
+                self.split = split
+                caller = os.environ.get("TRACEPARENT")
+                self.traceparent = caller if remote_parent(caller) else None
+                self.note("traces", split=split, parent=self.traceparent)
+
+    def look_up(self, number: int) -> Row | None:
+        """What of a row, also of one that is open, says where it stands."""
+        try:
+            data = os.pread(self._fd, ROW_BYTES, number * ROW_BYTES)
+        except OSError:  # the journal has been closed
+            return None
+        if len(data) < ROW_BYTES:
+            return None
+        parent, name, _, _, epoch, _, _, _ = journal.ROW.unpack(data)
+        return Row(parent, self._kinds.get(name, ""), epoch)
 
     def lane(self, engine: str, key: int) -> int:
         """A lane for an engine (told apart by ``key``) in the calling thread."""

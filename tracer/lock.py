@@ -1,0 +1,34 @@
+"""Locks that say "somebody is at work here"; the kernel releases them at death.
+
+``lockf``, not ``flock``: it is not inherited by forks, so an orphaned worker cannot hold it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def lock_path(journal: Path) -> Path:
+    """The file that is locked while somebody sends this journal."""
+    return journal.with_suffix(".otlp.lock")
+
+
+def take_lock(path: Path) -> int:
+    """Make a file and lock it. Returns its descriptor, which must stay open; close it to let go.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+        OSError: the file cannot be made.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        import fcntl
+
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # EACCES: POSIX allows this answer too
+        os.close(fd)
+        raise BlockingIOError(f"{path}: somebody else holds it") from error
+    except (ImportError, OSError):
+        pass  # no locks here; nothing else is lost
+    return fd
