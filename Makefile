@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types/firetrace
 
-.PHONY: help env demo test lint types imports versions format bench ci clean
+.PHONY: help env demo test test-backends lint types imports versions format bench ci clean
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
 # Installed again only when what it is made from has changed.
 $(READY): pyproject.toml constraints.txt
@@ -22,6 +22,16 @@ demo: $(READY) ## train the sample under the live app; leaves a journal and a Ch
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
+
+# Backends that people run. Each has an environment of its own: what they depend on conflicts.
+BACKENDS := build/backends
+$(BACKENDS)/%/.ready: constraints-backends.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint $< $*
+	touch $@
+
+test-backends: $(READY) $(BACKENDS)/mlflow/.ready $(BACKENDS)/arize-phoenix/.ready ## send to real backends, read back
+	FIRETRACE_BACKENDS=$(BACKENDS) $(BIN)/python -m pytest tests/backends
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check

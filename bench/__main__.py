@@ -15,13 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench import disk, memory, reading, recording, startup
+from bench import disk, exporting, memory, reading, recording, sending, startup
 from bench.process import SampleError
 from bench.result import Row, render
 from bench.settings import Progress, Settings
 
 SUBJECTS: dict[str, Any] = {
-    "recording": recording, "disk": disk, "memory": memory, "reading": reading, "startup": startup,
+    "recording": recording, "disk": disk, "memory": memory, "reading": reading,
+    "exporting": exporting, "sending": sending, "startup": startup,
 }  # fmt: skip
 PACKAGES = ("firetrace", "pytorch-ignite", "monai", "torch", "opentelemetry-sdk", "numpy")
 

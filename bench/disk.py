@@ -22,7 +22,7 @@ def record(directory: str, iterations: int) -> list[str]:
     """
     from bench.peers import Firetrace
     from bench.training import EPOCH_LENGTH, Batches, build
-    from firetrace.exporters.chrome import export_chrome
+    from firetrace.exporters.chrome.export import export_chrome
     from firetrace.tracer.run import open_run
     from firetrace.tracer.table import read_table
 

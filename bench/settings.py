@@ -18,6 +18,12 @@ class Settings:
     memory_spans: int = 5_000_000
     reading_spans: int = 1_000_000
     reading_pairs: int = 8
+    exporting_spans: int = 1_000_000
+    exporting_pairs: int = 5
+    exporting_many: int = 10_000_000  #: spans, for what it takes in memory
+    sending_spans: int = 200_000
+    sending_pairs: int = 7
+    relay_seconds: int = 30
     starts: int = 9
 
     @classmethod
@@ -25,7 +31,9 @@ class Settings:
         """Enough to see a large change; its bounds are wide."""
         return cls(
             workspace, pairs=5, epochs=3, disk_iterations=20_000, memory_spans=300_000,
-            reading_spans=200_000, reading_pairs=3, starts=3,
+            reading_spans=200_000, reading_pairs=3, exporting_spans=100_000, exporting_pairs=3,
+            exporting_many=1_000_000, sending_spans=40_000, sending_pairs=3, relay_seconds=15,
+            starts=3,
         )  # fmt: skip
 
 

@@ -6,18 +6,18 @@ Feed any SDK exporter from a journal in three lines::
     for batch in batches(journal_spans("firetrace-runs/.../rank0.1.rows")):
         exporter.export(batch)
 
-Ids are those of ``firetrace.tracer.ids``. Spans come in the order in which they began, parents
-before children.
+or any span processor, with ``processor.on_end(span)`` for each span. Ids are those of
+``firetrace.tracer.ids``; what is a trace, ``firetrace.tracer.traces`` says. A span whose parent is
+in another trace is a root there, with a link to it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,20 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from firetrace.tracer.ids import span_ids, trace_id
-from firetrace.tracer.journal import Flag
-from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.table import Table, read_table
-from firetrace.tracer.table import table as as_table
+from firetrace.exporters.batches import attribute_bytes, batches
+from firetrace.tracer.ids import Row, span_id, span_ids
+from firetrace.tracer.journal import Flag, Header
+from firetrace.tracer.reader import JournalReader, Meta
+from firetrace.tracer.stream import Stream
+from firetrace.tracer.table import Table
+from firetrace.tracer.traces import Lineage, Places, TraceIds, trace_of, traces_of
 
-#: Spans a batch, and bytes: a gRPC server takes 4 MiB unless told otherwise.
-BATCH_SPANS, BATCH_BYTES = 1024, 2 * 2**20
+__all__ = ["SpanMaker", "batches", "close_open", "journal_spans", "maker", "readable_spans"]
+
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+MOST_CONTEXTS = 20_000
+TOLD = int(Flag.ERROR | Flag.CUT | Flag.SKIPPED)
+UNSET = Status(StatusCode.UNSET)
 
 
 @lru_cache(maxsize=1)
@@ -47,91 +52,252 @@ def scope() -> InstrumentationScope:
         return InstrumentationScope("firetrace")
 
 
-def resource(table: Table) -> Resource:
+def resource(meta: Meta) -> Resource:
     """The process's resource; ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` win."""
     from_environment = OTELResourceDetector().detect().attributes
     service = os.environ.get("OTEL_SERVICE_NAME")
     attributes: dict[str, Any] = {
-        "telemetry.sdk.language": "python", **table.meta.resource, **from_environment,
+        "telemetry.sdk.language": "python", **meta.resource, **from_environment,
     }  # fmt: skip
     if service:
         attributes["service.name"] = service
     return Resource(attributes)
 
 
+#: Shapes of spans that have ended well and of which nothing more is noted: one in its parent's
+#: trace, and one that begins a trace and is linked to its parent. Others are 0.
+CHILD, ROOT = 1, 2
+
+
+class Plain(NamedTuple):
+    """A block's spans for who encodes many at once: one entry a span."""
+
+    shape: npt.NDArray[np.int64]  #: ``CHILD``, ``ROOT`` or 0
+    traces: list[int]  #: trace ids
+    parent_traces: list[int]  #: those of the parents
+
+
+class SpanMaker:
+    """Makes the spans of one journal.
+
+    Args:
+        header: of the journal.
+        meta: of the journal; may grow.
+        row: finds a row by its number, where a table's parents may be elsewhere.
+        split: ``run``, ``epoch`` or ``step`` instead of the journal's own; other traces, with other
+            ids.
+    """
+
+    def __init__(
+        self,
+        header: Header,
+        meta: Meta,
+        row: Callable[[int], np.void | None] | None = None,
+        split: str | None = None,
+    ) -> None:
+        self._seed, self._meta, self._row = header.seed, meta, row
+        self._ids = TraceIds(header.seed, split or meta.split, meta.traceparent)
+        self._lineage = Lineage(self._look_up)
+        self._resource, self._scope = resource(meta), scope()
+        self._run_id = str(meta.resource.get("ignite.run.id", ""))
+        self._templates: dict[tuple[int, int], tuple[str, str, dict[str, Any], int]] = {}
+        self._contexts: dict[int, SpanContext] = {}
+        self._block: Table | None = None  # of which these are:
+        self._places: Places
+        self._scalars: dict[int, dict[str, float]]
+
+    def _look_up(self, number: int) -> Row | None:
+        row = self._row(number) if self._row is not None else None
+        if row is None:
+            return None
+        name = self._meta.names.get(int(row["name"]))
+        return Row(int(row["parent"]), name.kind if name else "", int(row["epoch"]))
+
+    def places(self, table: Table) -> Places:
+        """Where the rows of a block stand."""
+        if self._block is not table:
+            self._places, self._scalars = self._lineage.places(table), _scalars(table)
+            self._block = table
+        return self._places
+
+    def spans(
+        self, table: Table, positions: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[ReadableSpan]:
+        """The spans of a block, or those at ``positions``. Open ones have no ``end_time``."""
+        return (span for span, _ in self.sized_spans(table, positions))
+
+    def sized_spans(
+        self, table: Table, positions: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[ReadableSpan, int]]:
+        """The spans, each with an upper estimate of the bytes that it takes when encoded."""
+        if positions is None:
+            positions = np.arange(len(table))
+        at = self.places(table)
+        anchors, parts = traces_of(
+            self._ids.split, table.numbers[positions], Places(*(c[positions] for c in at))
+        )
+        roots, scalars = at.root[positions], self._scalars
+        noted, runs = self._meta.attributes, self._meta.runs
+        for first in range(0, len(positions), 4096):
+            some = slice(first, first + 4096)
+            rows, numbers = table.rows[positions[some]], table.numbers[positions[some]]
+            ids = span_ids(self._seed, numbers).tolist()
+            traces = zip(
+                anchors[some].tolist(), parts[some].tolist(), roots[some].tolist(), strict=True
+            )
+            for row, number, id, trace in zip(
+                rows.tolist(), numbers.tolist(), ids, traces, strict=True
+            ):
+                parent, name, lane, flags, epoch, iteration, end, start = row
+                template = self._templates.get((name, lane))
+                if template is None:
+                    template = self._templates[name, lane] = self._template(name, lane)
+                text, kind, constant, size = template
+                attributes = {
+                    **constant, "ignite.epoch": epoch, "ignite.iteration": iteration,
+                }  # fmt: skip
+                context = self._contexts.get(number)
+                if context is None:
+                    trace_id = self._ids.of(trace[:2], trace[2])
+                    context = self._remember(number, SpanContext(trace_id, id, False, SAMPLED))
+                links: list[Link] = []
+                above = self._contexts.get(parent) or self._context(parent)
+                if above is not None and above.trace_id != context.trace_id:
+                    if parent:
+                        links.append(Link(above, {"ignite.link": "parent"}))
+                    above = None
+                if above is None:
+                    attributes["ignite.run.id"] = self._run_id
+                events: tuple[Event, ...] = ()
+                status = UNSET
+                if (
+                    flags & TOLD or not end or number in scalars or number in noted
+                    or number in runs
+                ):  # fmt: skip
+                    links += self._noted(number, attributes, scalars, kind, end, flags)
+                    events, status = _failure(table, number, flags, attributes, end)
+                    size += attribute_bytes(attributes) + sum(
+                        64 + attribute_bytes(event.attributes) for event in events
+                    )
+                span = ReadableSpan(
+                    name=text,
+                    context=context,
+                    parent=above,
+                    resource=self._resource,
+                    attributes=attributes,
+                    events=events,
+                    links=links,
+                    kind=SpanKind.INTERNAL,
+                    status=status,
+                    start_time=start,
+                    end_time=end or None,
+                    instrumentation_scope=self._scope,
+                )
+                yield span, size
+
+    def plain(self, table: Table) -> Plain:
+        """What of a block's spans is told by a few columns alone."""
+        at = self.places(table)
+        rows, numbers, parents = table.rows, table.numbers, table.rows["parent"]
+        anchors, parts = traces_of(self._ids.split, numbers, at)
+        trace = parts << 32 | anchors
+        above = np.minimum(np.searchsorted(numbers, parents), max(len(numbers) - 1, 0))
+        inside = numbers[above] == parents
+        parent_trace = trace[above]
+        for parent in np.unique(parents[~inside]).tolist():
+            found = 0
+            if parent:
+                anchor, part = trace_of(self._ids.split, parent, self._lineage.place(parent))
+                found = part << 32 | anchor
+            parent_trace[~inside & (parents == parent)] = found
+        meta = self._meta
+        noted = [*meta.attributes, *meta.runs, *self._scalars]
+        fine = (
+            (rows["flags"] & TOLD == 0) & (rows["end"] != 0) & (parents != 0)
+            & ~np.isin(numbers, noted)
+        )  # fmt: skip
+        shape = np.where(fine, np.where(trace == parent_trace, CHILD, ROOT), 0)
+        return Plain(shape, self._trace_ids(trace, at), self._trace_ids(parent_trace, at))
+
+    def _trace_ids(self, traces: npt.NDArray[np.int64], at: Places) -> list[int]:
+        codes, index = np.unique(traces, return_index=True)
+        ids = {
+            code: self._ids.of((code & 0xFFFFFFFF, code >> 32), root)
+            for code, root in zip(codes.tolist(), at.root[index].tolist(), strict=True)
+        }
+        return [ids[code] for code in traces.tolist()]
+
+    def root_of(self, number: int) -> tuple[str, dict[str, Any]]:
+        """Name and constant attributes of the span with which this one's trace begins."""
+        anchor, _ = trace_of(self._ids.split, number, self._lineage.place(number))
+        row = self._row(anchor) if self._row is not None else None
+        if row is None:
+            return "", {}
+        name, _, attributes, _ = self._template(int(row["name"]), int(row["lane"]))
+        return name, attributes
+
+    def _template(self, name_id: int, lane_id: int) -> tuple[str, str, dict[str, Any], int]:
+        """Name, kind, constant attributes and size of the spans of this name in this lane."""
+        name, lane = self._meta.names.get(name_id), self._meta.lane(lane_id)
+        kind, text = (name.kind, name.text) if name else ("span", "(name lost)")
+        attributes: dict[str, Any] = {"ignite.kind": kind, "ignite.engine": lane.engine}
+        if kind == "event":
+            attributes["ignite.event"] = text
+        elif kind == "handler" and name:
+            attributes["ignite.handler"] = text
+            attributes.update(name.code)
+        elif kind == "run":
+            attributes["thread.name"], attributes["thread.id"] = lane.thread, lane.thread_id
+        size = 400 + 4 * len(text) + 4 * len(self._run_id) + attribute_bytes(attributes)
+        return text, kind, attributes, size
+
+    def _context(self, number: int) -> SpanContext | None:
+        """The context of a row that is not at hand; of none the caller's, if it had one."""
+        if not number:
+            if self._ids.remote is None:
+                return None
+            return SpanContext(*self._ids.remote, True, SAMPLED)
+        place = self._lineage.place(number)
+        trace_id = self._ids.of(trace_of(self._ids.split, number, place), place.root)
+        found = SpanContext(trace_id, span_id(self._seed, number), False, SAMPLED)
+        return self._remember(number, found)
+
+    def _remember(self, number: int, context: SpanContext) -> SpanContext:
+        if len(self._contexts) > MOST_CONTEXTS:  # parents are near their children
+            self._contexts.clear()
+        self._contexts[number] = context
+        return context
+
+    def _noted(
+        self, number: int, attributes: dict[str, Any], scalars: dict[int, dict[str, float]],
+        kind: str, end: int, flags: int,
+    ) -> list[Link]:  # fmt: skip
+        """Add what is known of this span alone."""
+        meta = self._meta
+        if kind == "run":
+            attributes.update(_plan(meta, number))
+        attributes.update(scalars.get(number, ()))
+        attributes.update(meta.attributes.get(number, ()))
+        if flags & Flag.SKIPPED:
+            attributes["ignite.optimizer.skipped"] = True
+        if not end:
+            attributes["ignite.incomplete"] = True
+        if flags & Flag.CUT:
+            attributes["ignite.cut"] = meta.reasons.get(number, "cut short")
+        resumed = meta.links.get(number)
+        above = self._context(resumed) if resumed else None
+        return [Link(above, {"ignite.link": "resumes"})] if above else []
+
+
 def readable_spans(
-    table: Table, positions: npt.NDArray[np.int64] | None = None
+    table: Table, positions: npt.NDArray[np.int64] | None = None, split: str | None = None
 ) -> Iterator[ReadableSpan]:
-    """The spans of a table, or those at ``positions``, in the order in which they began.
+    """The spans of a whole table, or those at ``positions``, parents before their children.
 
     Open spans have no ``end_time``; SDK exporters want one, so give them closed spans only, or use
     ``close_open``.
     """
-    trace, in_scope, of = trace_id(table.header.seed), scope(), resource(table)
-    rows, numbers = table.rows, table.numbers
-    if positions is None:
-        positions = np.argsort(rows["start"], kind="stable")
-    scalars, links = _scalars(table), table.meta.links
-    run_id = str(table.meta.resource.get("ignite.run.id", ""))
-    contexts: dict[int, SpanContext] = {}
-
-    def context(number: int, id: int) -> SpanContext:
-        found = contexts.get(number)
-        if found is None:
-            if len(contexts) > 10_000:  # parents are near their children; old ones are made anew
-                contexts.clear()
-            found = contexts[number] = SpanContext(trace, id, False, SAMPLED)
-        return found
-
-    for first in range(0, len(positions), 4096):
-        part = positions[first : first + 4096]
-        chunk, chunk_numbers = rows[part], numbers[part]
-        ids = span_ids(table.header.seed, chunk_numbers).tolist()
-        parent_ids = span_ids(table.header.seed, chunk["parent"]).tolist()
-        for row, number, id, parent_id in zip(
-            chunk.tolist(), chunk_numbers.tolist(), ids, parent_ids, strict=True
-        ):
-            parent, name_id, lane_id, flags, epoch, iteration, end, start = row
-            name = table.meta.names.get(name_id)
-            lane = table.lane_of(lane_id)
-            kind, text = (name.kind, name.text) if name else ("span", "(name lost)")
-            attributes: dict[str, Any] = {
-                "ignite.kind": kind, "ignite.engine": lane.engine, "ignite.epoch": epoch,
-                "ignite.iteration": iteration,
-            }  # fmt: skip
-            if kind == "event":
-                attributes["ignite.event"] = text
-            elif kind == "handler" and name:
-                attributes["ignite.handler"] = text
-                attributes.update(name.code)
-            if parent == 0:
-                attributes["ignite.run.id"] = run_id
-            if kind == "run":
-                attributes["thread.name"], attributes["thread.id"] = lane.thread, lane.thread_id
-                attributes.update(_plan(table, number))
-            attributes.update(scalars.get(number, ()))
-            attributes.update(table.meta.attributes.get(number, ()))
-            if flags & Flag.SKIPPED:
-                attributes["ignite.optimizer.skipped"] = True
-            if not end:
-                attributes["ignite.incomplete"] = True
-            if flags & Flag.CUT:
-                attributes["ignite.cut"] = table.meta.reasons.get(number, "cut short")
-            events, status = _failure(table, number, flags, attributes, end)
-            yield ReadableSpan(
-                name=text,
-                context=context(number, id),
-                parent=context(parent, parent_id) if parent else None,
-                resource=of,
-                attributes=attributes,
-                events=events,
-                links=_links(table, links.get(number), context),
-                kind=SpanKind.INTERNAL,
-                status=status,
-                start_time=start,
-                end_time=end or None,
-                instrumentation_scope=in_scope,
-            )
+    return SpanMaker(table.header, table.meta, None, split).spans(table, positions)
 
 
 def _scalars(table: Table) -> dict[int, dict[str, float]]:
@@ -144,22 +310,14 @@ def _scalars(table: Table) -> dict[int, dict[str, float]]:
     return found
 
 
-def _plan(table: Table, number: int) -> dict[str, int]:
+def _plan(meta: Meta, number: int) -> dict[str, int]:
     """How far a run means to go."""
-    plan = table.meta.runs.get(number, {})
+    plan = meta.runs.get(number, {})
     return {
         f"ignite.{key}": plan[key]
         for key in ("max_epochs", "epoch_length", "max_iters")
         if isinstance(plan.get(key), int)
     }
-
-
-def _links(table: Table, to: int | None, context: Callable[[int, int], SpanContext]) -> list[Link]:
-    """To the run that was interrupted before this one."""
-    if to is None:
-        return []
-    (id,) = span_ids(table.header.seed, np.array([to], np.uint32)).tolist()
-    return [Link(context(to, id), {"ignite.link": "resumes"})]
 
 
 def _failure(
@@ -200,60 +358,23 @@ def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
     )
 
 
-class EndedSpans:
-    """A journal's spans as they end: each call to ``new`` yields those that have ended since."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._reader = JournalReader(path)
-        self._taken = np.zeros(0, bool)  # by row number
-
-    def new(self) -> Iterator[ReadableSpan]:
-        """The spans that have ended since the last call."""
-        self._reader.poll()
-        now = as_table(self._reader)
-        if not len(now):
-            return iter(())
-        size = int(now.numbers[-1]) + 1
-        taken = np.zeros(size, bool)
-        taken[: len(self._taken)] = self._taken[:size]
-        fresh = np.flatnonzero((now.rows["end"] != 0) & ~taken[now.numbers])
-        taken[now.numbers[fresh]] = True
-        self._taken = taken
-        order = np.argsort(now.rows["start"][fresh], kind="stable")
-        return readable_spans(now, fresh[order])
+def maker(reader: JournalReader, split: str | None = None) -> SpanMaker:
+    """A maker of the spans that a reader of a journal hands out."""
+    return SpanMaker(reader.header, reader.meta, reader.row, split)
 
 
-def journal_spans(path: str | os.PathLike[str]) -> Iterator[ReadableSpan]:
-    """The spans that a journal holds now.
+def journal_spans(path: str | os.PathLike[str], split: str | None = None) -> Iterator[ReadableSpan]:
+    """The spans that a journal holds now, in memory that does not grow with it.
+
+    First those that have ended, then the open ones, without ``end_time``.
 
     Raises:
         JournalError: it cannot be read.
     """
-    return readable_spans(read_table(Path(path)))
-
-
-def batches(spans: Iterable[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
-    """Group spans by count and by what they take when encoded, roughly."""
-    batch: list[ReadableSpan] = []
-    size = 0
-    for span in spans:
-        batch.append(span)
-        size += _bytes(span)
-        if len(batch) >= BATCH_SPANS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _bytes(span: ReadableSpan) -> int:
-    """An upper estimate of a span's encoded size."""
-    size = 120 + 4 * len(span.name) + _attribute_bytes(span.attributes)
-    return size + sum(64 + _attribute_bytes(event.attributes) for event in span.events)
-
-
-def _attribute_bytes(attributes: Any) -> int:
-    return sum(
-        24 + len(key) + (4 * len(value) if isinstance(value, str) else 0)
-        for key, value in (attributes or {}).items()
-    )
+    with Stream(path) as stream:
+        makes = None
+        for block in stream.ended():
+            makes = makes or maker(stream.reader, split)
+            yield from makes.spans(block)
+        rest = stream.rest()
+        yield from (makes or maker(stream.reader, split)).spans(rest)

@@ -18,7 +18,8 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("FIRETRACE_DIR", str(runs))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in (
-        "FIRETRACE_NAME", "FIRETRACE_RUN", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME", "RANK",
+        *(name for name in os.environ if name.startswith(("OTEL_", "FIRETRACE_O"))),
+        "FIRETRACE_NAME", "FIRETRACE_RUN", "RANK", "TRACEPARENT",
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     yield runs

@@ -13,7 +13,8 @@ import pytest
 from ignite.engine import Engine, Events
 
 from firetrace import TraceHandler
-from firetrace.exporters.otlp import export_otlp
+from firetrace.exporters.otlp.delivery import deliver
+from firetrace.exporters.otlp.sender import Sender, make_exporter
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.rows import ThreadTrack
@@ -273,6 +274,5 @@ def test_names_that_no_encoder_takes() -> None:
 
     table = recorded(handler)
     with OtlpHttpServer() as server:
-        from firetrace.exporters.otlp import make_exporter
-
-        assert export_otlp(table, make_exporter("http/protobuf", server.endpoint)) == len(table)
+        sender = Sender(*make_exporter("http/protobuf", server.endpoint))
+        assert deliver(table.path, sender).accepted == len(table)

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firetrace.tracer.errors import FiretraceError
+from firetrace.tracer.errors import FiretraceError, UsageError
 
 if TYPE_CHECKING:
     from firetrace.tracer.run import Run
-    from firetrace.tracer.table import Table
 
 RUN_HELP = "a run's directory or name, or a .rows file; by default the newest run"
 EPILOG = """\
@@ -68,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except UsageError as error:
+        fail(str(error))
+        return 2
     except FiretraceError as error:
         return fail(str(error))
     except OSError as error:
@@ -118,25 +120,10 @@ def parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "the numbers as text, for a log or a script")
     report.add_argument("--json", action="store_true", help="as JSON; times in ns, shares 0 to 1")
 
-    export = _command(
-        commands, "export", _export, "hand the spans to Perfetto or an OpenTelemetry backend",
-        epilog="examples:\n"
-        "  firetrace export --to chrome -o trace.json.gz      then open it in ui.perfetto.dev\n"
-        "  firetrace export --to otlp --endpoint http://localhost:4317\n\n"
-        "OTLP reads the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT, ..._HEADERS, ...).",
-    )  # fmt: skip
-    export.add_argument("--to", choices=("chrome", "otlp"), required=True)
-    export.add_argument(
-        "-o", "--output", type=Path, metavar="FILE",
-        help="chrome: where to write; .gz compresses (default: the run's name and .json.gz)",
-    )  # fmt: skip
-    export.add_argument(
-        "--endpoint", metavar="URL", help="otlp: where to send (default: the standard variables)"
-    )
-    export.add_argument(
-        "--protocol", choices=("grpc", "http/protobuf"),
-        help="otlp: default from the standard variables; grpc for port 4317, else http/protobuf",
-    )  # fmt: skip
+    from firetrace.tui import export
+
+    export.add(_command(commands, "export", _export, export.HELP, epilog=export.EPILOG))
+    export.add_open(_command(commands, "open", _open, export.OPEN_HELP, epilog=export.OPEN_EPILOG))
 
     listing = commands.add_parser(
         "list", help="the runs known here", description="The runs known here."
@@ -188,17 +175,15 @@ def _find(arguments: argparse.Namespace) -> Run:
     return find_run(arguments.run)
 
 
-def _table(run: Run) -> Table:
+def newest(run: Run) -> Path:
     """The run's newest journal; the others in its directory are earlier attempts or other ranks."""
-    from firetrace.tracer.table import read_table
-
     others = len(run.journals) - 1
     if others:
         sys.stderr.write(
             f"firetrace: this is {run.newest.name}; {others} more in {run.path} "
             "(name a .rows file to see it)\n"
         )
-    return read_table(run.newest)
+    return run.newest
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -235,9 +220,10 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from firetrace.tracer.table import read_table
     from firetrace.tui.model import report
 
-    result = report(_table(_find(arguments)))
+    result = report(read_table(newest(_find(arguments))))
     if arguments.json:
         import json
 
@@ -250,55 +236,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    run = _find(arguments)
-    table = _table(run)
-    if arguments.to == "chrome":
-        from firetrace.exporters.chrome import export_chrome
+    from firetrace.tui.export import export
 
-        path = arguments.output or Path(f"{run.name}.json.gz")
-        with _Progress("writing") as progress:
-            count = export_chrome(table, path, progress)
-        print_line(f"{path}: {count:,} spans. Open it in https://ui.perfetto.dev")
-        return 0
-    if arguments.output:
-        return fail("--output goes with --to chrome; --to otlp sends to --endpoint")
-    from firetrace.exporters.otlp import export_otlp, make_exporter
-
-    exporter = make_exporter(arguments.protocol, arguments.endpoint)
-    try:
-        with _Progress("sending") as progress:
-            count = export_otlp(table, exporter, progress)
-    finally:
-        exporter.shutdown()
-    print_line(f"{run.name}: {count:,} spans sent and acknowledged")
-    return 0
+    return export(newest(_find(arguments)), arguments)
 
 
-class _Progress:
-    """A progress bar on stderr, where that is a terminal and the work is long."""
+def _open(arguments: argparse.Namespace) -> int:
+    from firetrace.tui.export import open_in_perfetto
 
-    def __init__(self, verb: str) -> None:
-        self._verb = verb
-        self._shown = sys.stderr.isatty()
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        if not self._shown:
-            return lambda done, total: None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining(),
-            console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        self._bar.start()
-        task = self._bar.add_task(self._verb, total=None)
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._shown:
-            self._bar.stop()
+    return open_in_perfetto(newest(_find(arguments)), arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -1,48 +1,87 @@
 """OTLP over gRPC or HTTP, through OpenTelemetry's official exporters.
 
-They read the standard variables (``OTEL_EXPORTER_OTLP_*``) for endpoint, headers, certificates and
-compression, and retry what the specification says may be retried.
+They read the standard variables (``OTEL_EXPORTER_OTLP_*``) for endpoint, headers, certificates,
+compression and timeout, and try again, for as long as that timeout lasts, what the specification
+says may be tried again. What they do not say is how it ended: the answers are listened to here, so
+that what a backend did not take is known, and what it may take later is sent later.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from firetrace.exporters.spans import batches, close_open, readable_spans
+from firetrace.exporters.otlp.answers import Answer, Answers
 from firetrace.tracer.errors import FiretraceError
-from firetrace.tracer.table import Table
 
 GRPC, HTTP = "grpc", "http/protobuf"
 PROTOCOLS = (GRPC, HTTP)
+#: Seconds for which a backend that is down or busy is tried again, unless told otherwise.
+PATIENCE_S = 60.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+#: So many batches refused one after the other, and the rest is not even tried.
+REFUSALS = 3
+MOST_IDS = 100_000  # of rejected spans that are remembered
 
 
 class ExportError(FiretraceError):
-    """The backend did not say that it has taken the spans."""
+    """Nothing can be sent with these settings."""
 
 
-def make_exporter(protocol: str | None = None, endpoint: str | None = None) -> SpanExporter:
-    """The official exporter for a protocol.
+@dataclass
+class Sent:
+    """How it went. Counts of spans."""
+
+    accepted: int = 0  #: the backend said that it has them
+    rejected: int = 0  #: it said that it does not want them
+    unsent: int = 0  #: not tried, or not answered until patience was out
+    reasons: list[str] = field(default_factory=list)  #: each once, in the backend's words
+    #: ids of spans that were rejected by name: of a partial success only the number is known
+    rejected_ids: list[int] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the backend has acknowledged everything."""
+        return not self.rejected and not self.unsent
+
+    def because(self, reason: str) -> None:
+        """Remember a reason."""
+        if reason not in self.reasons and len(self.reasons) < 10:
+            self.reasons.append(reason)
+
+
+def make_exporter(
+    protocol: str | None = None, endpoint: str | None = None
+) -> tuple[SpanExporter, Answers]:
+    """The official exporter for a protocol, and what its backend answers.
 
     Args:
         protocol: ``grpc`` or ``http/protobuf``; by default the standard variables', or by the
             endpoint's port (4317 is gRPC's), or ``http/protobuf``.
         endpoint: base URL, such as ``http://localhost:4318``; by default the standard variables'.
+
+    Raises:
+        ExportError: these settings make no sense.
     """
     protocol = protocol or protocol_for(endpoint)
-    if protocol == GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
+    try:
+        if protocol == GRPC:
+            from firetrace.exporters.otlp.answers import grpc_exporter
 
-        plain = None if endpoint is None else not endpoint.startswith("https:")
-        return Grpc(endpoint=endpoint, insecure=plain)
-    if protocol == HTTP:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
+            return grpc_exporter(endpoint)
+        if protocol == HTTP:
+            from firetrace.exporters.otlp.answers import http_exporter
 
-        if endpoint is not None and not endpoint.rstrip("/").endswith("/v1/traces"):
-            endpoint = endpoint.rstrip("/") + "/v1/traces"
-        return Http(endpoint=endpoint)
+            if endpoint is not None and not endpoint.rstrip("/").endswith("/v1/traces"):
+                endpoint = endpoint.rstrip("/") + "/v1/traces"
+            return http_exporter(endpoint)
+    except Exception as error:  # a certificate, a header, a variable: each has its own
+        raise ExportError(f"OTLP settings: {error or type(error).__name__}") from error
     raise ExportError(f"protocol {protocol!r} is unknown; use {' or '.join(PROTOCOLS)}")
 
 
@@ -56,29 +95,90 @@ def protocol_for(endpoint: str | None) -> str:
     return GRPC if endpoint and endpoint.rstrip("/").endswith(":4317") else HTTP
 
 
-def export_otlp(
-    table: Table, exporter: SpanExporter, progress: Callable[[int, int], None] = lambda d, t: None
-) -> int:
-    """Send every span of a table. Open ones end now and are marked ``ignite.incomplete``.
+class Sender:
+    """Sends batches and keeps the books.
 
-    Returns the number of spans that the backend has acknowledged.
-
-    Raises:
-        ExportError: it refused a batch, or did not answer; the message says how far it went.
+    Args:
+        exporter: see ``make_exporter``; any other exporter does, but says less.
+        answers: what its backend answers.
+        patience_s: how long a backend that is down or busy is tried again; None: for ever.
+        told: called with a line for the user when something has to be waited for.
+        stop: ends a wait, and sending, early.
     """
-    sent, end_ns = 0, table.last_ns()
-    for batch in batches(close_open(span, end_ns) for span in readable_spans(table)):
+
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        answers: Answers | None = None,
+        patience_s: float | None = PATIENCE_S,
+        told: Callable[[str], None] = lambda line: None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.sent = Sent()
+        self.patience_s = patience_s
+        self.gave_up = False
+        self.stop = stop or threading.Event()
+        self._exporter, self._answers, self._told = exporter, answers or Answers(), told
+        self._refusals = 0
+
+    def send(self, batch: list[ReadableSpan]) -> bool:
+        """Send a batch. Returns False if it was given up: then its spans are still to be sent."""
+        if self.gave_up:
+            self.sent.unsent += len(batch)
+            return False
+        waited, wait = 0.0, FIRST_WAIT_S
+        while True:
+            answer = self._ask(batch)
+            if answer.success:
+                self._accepted(batch, answer)
+                return True
+            if answer.too_large and len(batch) > 1:
+                half = len(batch) // 2
+                return self.send(batch[:half]) and self.send(batch[half:])
+            # Who waits for ever also waits for an address or a key to be put right.
+            if not answer.retryable and not (answer.settings and self.patience_s is None):
+                return self._refused(batch, answer)
+            pause = wait if answer.retry_after_s is None else answer.retry_after_s
+            if self.patience_s is not None and waited + pause > self.patience_s:
+                return self._give_up(batch, str(answer))
+            self._told(f"{answer}; trying again in {pause:.0f} s")
+            if self.stop.wait(pause):
+                return self._give_up(batch, str(answer))
+            waited, wait = waited + pause, min(2 * wait, LONGEST_WAIT_S)
+
+    def _ask(self, batch: list[ReadableSpan]) -> Answer:
+        self._answers.forget()
         try:
-            result = exporter.export(batch)
+            result = self._exporter.export(batch)
         except Exception as error:
-            raise ExportError(
-                f"after {sent:,} of {len(table):,} spans: {type(error).__name__}: {error}"
-            ) from error
-        if result is not SpanExportResult.SUCCESS:
-            raise ExportError(
-                f"the backend did not take spans {sent + 1:,} to {sent + len(batch):,} of "
-                f"{len(table):,} (the lines above say why)"
-            )
-        sent += len(batch)
-        progress(sent, len(table))
-    return sent
+            return Answer(False, f"{type(error).__name__}: {error}")
+        return self._answers.to(result is SpanExportResult.SUCCESS)
+
+    def _accepted(self, batch: list[ReadableSpan], answer: Answer) -> None:
+        rejected = min(answer.rejected, len(batch))
+        self.sent.accepted += len(batch) - rejected
+        self.sent.rejected += rejected
+        if answer.text:
+            self.sent.because(answer.text)
+        self._refusals = 0
+
+    def _refused(self, batch: list[ReadableSpan], answer: Answer) -> bool:
+        """It will not take these, now or later; others it may."""
+        self.sent.because(str(answer))
+        self._refusals += 1
+        if answer.settings or (self._refusals >= REFUSALS and not self.sent.accepted):
+            return self._give_up(batch, str(answer))
+        self.sent.rejected += len(batch)
+        room = MOST_IDS - len(self.sent.rejected_ids)
+        self.sent.rejected_ids += [s.context.span_id for s in batch[:room] if s.context]
+        return True
+
+    def _give_up(self, batch: list[ReadableSpan], reason: str) -> bool:
+        self.gave_up = True
+        self.sent.unsent += len(batch)
+        self.sent.because(reason)
+        return False
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._exporter.shutdown()

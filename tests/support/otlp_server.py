@@ -6,32 +6,51 @@ Both are built on the official protobuf services, listen on a free loopback port
     with OtlpHttpServer(fail_first=2) as server:
         export_to(server.endpoint)
     assert [received.span.name for received in server.spans()] == ["run"]
+
+What else can go wrong on the way is scripted by the faults of ``otlp_faults``, and a server can
+``stop`` and ``start`` again at the same endpoint.
 """
 
 from __future__ import annotations
 
 import gzip
+import socket
 import threading
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-# None of these three ships types.
+# None of these ships types.
 import grpc  # type: ignore[import-untyped]
 from google.protobuf.duration_pb2 import Duration  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
+)
+
+from tests.support.otlp_faults import (
+    Fault,
+    Hang,
+    Line,
+    Listener,
+    LoseAnswer,
+    Partial,
+    Refuse,
+    ResetMidBody,
+    break_off,
+    divide,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +64,7 @@ DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.decompress,
     "deflate": zlib.decompress,
 }
+PROTOBUF = "application/x-protobuf"
 
 
 class ReceivedSpan(NamedTuple):
@@ -55,22 +75,25 @@ class ReceivedSpan(NamedTuple):
     span: Span
 
 
-class OtlpServer(ABC):
-    """What the receivers share: turning requests down at first, keeping those accepted later."""
+class OtlpServer:
+    """What the receivers share: a port that can be closed and opened, a script, what was kept."""
 
     endpoint: str
     """The URL to give to an exporter."""
 
-    def __init__(self, fail_first: int, retry_after: int | None) -> None:
+    def __init__(self, handler: Callable[..., Any], script: Iterable[Fault | None]) -> None:
         self._lock = threading.Lock()
-        self._failures_left = fail_first
-        self._retry_after = retry_after
+        self._script = deque(script)
         self._rejected: list[ExportTraceServiceRequest] = []
         self._accepted: list[tuple[ExportTraceServiceRequest, dict[str, str]]] = []
+        self._handler = handler
+        self._listener: Listener | None = None
+        self._port = 0
+        self.start()
 
     @property
     def requests(self) -> list[ExportTraceServiceRequest]:
-        """The requests accepted so far."""
+        """The requests accepted so far, without the spans that a partial success left out."""
         with self._lock:
             return [request for request, _ in self._accepted]
 
@@ -82,9 +105,23 @@ class OtlpServer(ABC):
 
     @property
     def rejected(self) -> list[ExportTraceServiceRequest]:
-        """The requests that were answered with the error status."""
+        """The requests that were read and not kept; of a partial success the rejected spans.
+
+        Those that were too large are not among them.
+        """
         with self._lock:
             return list(self._rejected)
+
+    @property
+    def script(self) -> list[Fault | None]:
+        """What is still to be played."""
+        with self._lock:
+            return list(self._script)
+
+    def play(self, *faults: Fault | None) -> None:
+        """Add to what is still to be played."""
+        with self._lock:
+            self._script.extend(faults)
 
     def spans(self) -> list[ReceivedSpan]:
         """Every span accepted so far, in order of arrival."""
@@ -96,9 +133,30 @@ class OtlpServer(ABC):
             for span in scope_spans.spans
         ]
 
-    @abstractmethod
+    def start(self) -> None:
+        """Listen, again at the same endpoint if it was stopped."""
+        if self._listener is None:
+            self._listener = Listener(self._port, self._handler)
+            self._port = self._listener.server_address[1]
+            self._thread = threading.Thread(
+                target=self._listener.serve_forever,
+                kwargs={"poll_interval": 0.02},  # stop() waits for a poll
+                daemon=True,
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Go down: connections are refused, open ones reset. What was received stays."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.shutdown()
+            listener.break_all_off()
+            listener.server_close()
+            self._thread.join()
+
     def close(self) -> None:
         """Stop answering; what was received stays."""
+        self.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -106,63 +164,97 @@ class OtlpServer(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _accept(
-        self, request: ExportTraceServiceRequest, headers: Iterable[tuple[str, str | bytes]]
-    ) -> bool:
-        """Keep a request; False if it is one of the first and has to be turned down."""
+    def reset_comes(self) -> bool:
+        """Whether the request whose body begins is to be reset; asking takes it off the script."""
         with self._lock:
-            if self._failures_left > 0:
-                self._failures_left -= 1
-                self._rejected.append(request)
-                return False
-            self._accepted.append((request, {name.lower(): str(value) for name, value in headers}))
-            return True
+            if self._script and isinstance(self._script[0], ResetMidBody):
+                self._script.popleft()
+                return True
+            return False
+
+    def _receive(
+        self, request: ExportTraceServiceRequest, headers: Iterable[tuple[str, str | bytes]]
+    ) -> Fault | None:
+        """Keep of a request what the script lets through; what goes wrong with it, if anything."""
+        names = {name.lower(): str(value) for name, value in headers}
+        with self._lock:
+            fault = self._script.popleft() if self._script else None
+            match fault:
+                case Refuse() | Hang(keep=False) | ResetMidBody():
+                    self._rejected.append(request)
+                case Partial(rejected_spans=count):
+                    rejected, kept = divide(request, count)
+                    self._rejected.append(rejected)
+                    self._accepted.append((kept, names))
+                case _:
+                    self._accepted.append((request, names))
+            return fault
+
+
+def _response(fault: Fault | None) -> ExportTraceServiceResponse:
+    if not isinstance(fault, Partial):
+        return ExportTraceServiceResponse()
+    return ExportTraceServiceResponse(
+        partial_success=ExportTracePartialSuccess(
+            rejected_spans=fault.rejected_spans, error_message=fault.message
+        )
+    )
 
 
 class OtlpHttpServer(OtlpServer):
     """Receives OTLP over HTTP (binary protobuf).
 
-    The first ``fail_first`` requests are answered with ``status``, and with ``retry_after`` in
-    seconds as the wait to ask for: 0 spares a test the exporters' back-off of a second and more,
-    None leaves it to them.
+    Args:
+        fail_first: so many requests are answered with ``status`` before anything else.
+        status: see ``fail_first``.
+        retry_after: the wait that these ask for, in seconds: 0 spares a test the exporters'
+            back-off of a second and more, None leaves it to them.
+        faults: what goes wrong with the requests after these, one after the other.
+        max_bytes: a larger body (as sent, maybe compressed) is answered with 413. It takes nothing
+            off the script.
     """
 
-    def __init__(self, fail_first: int = 0, status: int = 503, retry_after: int | None = 0) -> None:
-        super().__init__(fail_first, retry_after)
-        self._status = status
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_HttpHandler, self))
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}{TRACES_PATH}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.02},  # close() waits for a poll
-            daemon=True,
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop answering; what was received stays."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def __init__(
+        self,
+        fail_first: int = 0,
+        status: int = 503,
+        retry_after: int | None = 0,
+        *,
+        faults: Sequence[Fault | None] = (),
+        max_bytes: int | None = None,
+    ) -> None:
+        self._max_bytes = max_bytes
+        script = [Refuse(status, retry_after)] * fail_first + list(faults)
+        super().__init__(partial(_HttpHandler, self), script)
+        self.endpoint = f"http://127.0.0.1:{self._port}{TRACES_PATH}"
 
     def answer(
         self, path: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the answer to a POST; header names are in lower case."""
+    ) -> tuple[int, dict[str, str], bytes] | Fault:
+        """Answer a POST: status, headers and body; or that there is none, for this reason.
+
+        Header names are in lower case.
+        """
         decode = DECODERS.get(headers.get("content-encoding", "identity"))
         if path != TRACES_PATH:
             return 404, {}, b""
-        if decode is None or headers.get("content-type") != "application/x-protobuf":
+        if decode is None or headers.get("content-type") != PROTOBUF:
             return 415, {}, b""
+        if self._max_bytes is not None and len(body) > self._max_bytes:
+            return 413, {}, b""
         try:
             request = ExportTraceServiceRequest.FromString(decode(body))
         except (DecodeError, OSError, zlib.error):
             return 400, {}, b""
-        if self._accept(request, headers.items()):
-            response = ExportTraceServiceResponse().SerializeToString()
-            return 200, {"Content-Type": "application/x-protobuf"}, response
-        wait = {} if self._retry_after is None else {"Retry-After": str(self._retry_after)}
-        return self._status, wait, b""
+        fault = self._receive(request, headers.items())
+        said = {"Content-Type": PROTOBUF}
+        match fault:
+            case Refuse(status, wait, message):
+                asked = {} if wait is None else {"Retry-After": str(wait)}
+                return status, {**said, **asked}, Status(message=message).SerializeToString()
+            case Hang() | LoseAnswer() | ResetMidBody():
+                return fault
+        return 200, said, _response(fault).SerializeToString()
 
 
 class _HttpHandler(BaseHTTPRequestHandler):
@@ -171,14 +263,24 @@ class _HttpHandler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        size = int(self.headers["Content-Length"])
+        if self._receiver.reset_comes():
+            self.rfile.read(size // 2)
+            break_off(self.connection)
+            return
+        body = self.rfile.read(size)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        status, answer_headers, answer = self._receiver.answer(self.path, headers, body)
-        self.send_response(status)
-        for name, value in {**answer_headers, "Content-Length": str(len(answer))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer)
+        match self._receiver.answer(self.path, headers, body):
+            case Hang():
+                self.connection.recv(1)  # nothing more comes before one of the two hangs up
+            case status, answer_headers, answer:
+                self.send_response(status)
+                for name, value in {**answer_headers, "Content-Length": str(len(answer))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer)
+            case _:
+                break_off(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' output quiet."""
@@ -187,7 +289,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
 class OtlpGrpcServer(OtlpServer):
     """Receives OTLP over gRPC.
 
-    The options are those of ``OtlpHttpServer``, but ``status`` is a ``grpc.StatusCode``.
+    The options are those of ``OtlpHttpServer``, but ``status`` is a ``grpc.StatusCode``, and what
+    is larger than ``max_bytes`` (without compression) is answered with RESOURCE_EXHAUSTED.
     """
 
     def __init__(
@@ -195,20 +298,29 @@ class OtlpGrpcServer(OtlpServer):
         fail_first: int = 0,
         status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
         retry_after: int | None = 0,
+        *,
+        faults: Sequence[Fault | None] = (),
+        max_bytes: int | None = None,
     ) -> None:
-        super().__init__(fail_first, retry_after)
-        self._status = status
+        options = [("grpc.so_reuseport", 0)]  # else two servers may get the same free port
+        if max_bytes is not None:
+            options.append(("grpc.max_receive_message_length", max_bytes))
         self._workers = ThreadPoolExecutor()
-        self._server = grpc.server(self._workers)
+        self._server = grpc.server(self._workers, options=options)
         # generated code, untyped
         add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             _GrpcServicer(self), self._server
         )
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
+        self._clients: dict[int, socket.socket] = {}
+        line = partial(Line, port, self._clients, self.reset_comes)
+        super().__init__(line, [Refuse(status, retry_after)] * fail_first + list(faults))
+        self.endpoint = f"http://127.0.0.1:{self._port}"
 
     def close(self) -> None:
         """Stop answering; what was received stays."""
+        super().close()
         self._server.stop(grace=None).wait()
         self._workers.shutdown()
 
@@ -216,14 +328,23 @@ class OtlpGrpcServer(OtlpServer):
         self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
     ) -> ExportTraceServiceResponse:
         """Answer one call of the trace service."""
-        if not self._accept(request, context.invocation_metadata()):
-            if self._retry_after is not None:
-                wait = RetryInfo(retry_delay=Duration(seconds=self._retry_after))
-                context.set_trailing_metadata(
-                    [("google.rpc.retryinfo-bin", wait.SerializeToString())]
-                )
-            context.abort(self._status, "turned down by the test")
-        return ExportTraceServiceResponse()
+        fault = self._receive(request, context.invocation_metadata())
+        match fault:
+            case Refuse(status, wait, message):
+                if wait is not None:
+                    delay = Duration()
+                    delay.FromNanoseconds(round(float(wait) * 1e9))
+                    info = RetryInfo(retry_delay=delay).SerializeToString()
+                    context.set_trailing_metadata([("google.rpc.retryinfo-bin", info)])
+                context.abort(status, message)
+            case Hang() | LoseAnswer() | ResetMidBody():
+                over = threading.Event()
+                waits = context.add_callback(over.set)  # False: it is over already
+                if not isinstance(fault, Hang):
+                    break_off(self._clients[int(context.peer().rpartition(":")[2])])
+                if waits:
+                    over.wait()
+        return _response(fault)
 
 
 class _GrpcServicer(TraceServiceServicer):

@@ -1,0 +1,1 @@
+"""Chrome trace JSON of a journal, for Perfetto."""

@@ -1,0 +1,180 @@
+"""OTLP as JSON Lines: a journal's spans in a file that a Collector, or any OTLP reader, takes.
+
+Each line is one ``TracesData``: ids in hex, 64-bit numbers as strings. What is alike in all spans
+of a name is encoded once, by OpenTelemetry's own encoder; of most spans only ids, times, epoch and
+iteration are then filled in.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from firetrace.exporters.otlp.encoding import otlp_json
+from firetrace.exporters.selection import Selection, Selector
+from firetrace.exporters.spans import CHILD, SpanMaker, close_open, maker
+from firetrace.tracer.ids import span_ids
+from firetrace.tracer.stream import Stream
+from firetrace.tracer.table import Table
+
+LINE_SPANS = 1000
+MARK = "\0firetrace:%s\0"  # no name in a template is this
+
+
+def export_otlp_file(
+    journal: Path,
+    path: Path,
+    selection: Selection | None = None,
+    split: str | None = None,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> int:
+    """Write a journal's spans as OTLP JSON Lines; gzipped if the name ends in ``.gz``.
+
+    Open spans end when the journal does, marked ``ignite.incomplete``. The file appears under its
+    name when it is whole. Returns the number of spans written.
+
+    Raises:
+        JournalError: the journal cannot be read.
+        OSError: the file cannot be written.
+    """
+    part, count = path.with_name(path.name + ".part"), 0
+    try:
+        with _open(part, path.suffix == ".gz") as file:
+            for line, spans in lines(journal, selection, split):
+                file.write(line)
+                count += spans
+                progress(count)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _open(path: Path, zipped: bool) -> IO[bytes]:
+    if zipped:
+        return cast(IO[bytes], gzip.open(path, "wb", compresslevel=3))
+    return open(path, "wb")
+
+
+def lines(
+    journal: Path, selection: Selection | None = None, split: str | None = None
+) -> Iterator[tuple[bytes, int]]:
+    """The lines of the file, each with the number of its spans."""
+    with Stream(journal) as stream, Selector(journal, selection or Selection()) as selector:
+        writer = None
+        for block in _blocks(stream):
+            writer = writer or _Lines(maker(stream.reader, split), stream.last_ns)
+            for selected in selector.select([block]):
+                yield from writer.of(selected)
+
+
+def _blocks(stream: Stream) -> Iterator[Table]:
+    yield from stream.ended()
+    yield stream.rest()
+
+
+class _Lines:
+    """Makes lines of the blocks of one journal."""
+
+    def __init__(self, makes: SpanMaker, last_ns: Callable[[], int]) -> None:
+        self._maker, self._last_ns = makes, last_ns
+        self._templates: dict[tuple[int, int, int], str] = {}
+        self._head = self._tail = ""
+
+    def of(self, table: Table) -> Iterator[tuple[bytes, int]]:
+        """The lines of a block."""
+        if not len(table):
+            return
+        plain = self._maker.plain(table)
+        rows, seed = table.rows, table.header.seed
+        self._learn(table, plain.shape)
+        strange = np.flatnonzero(plain.shape == 0)
+        others = self._encoded(table, strange) if len(strange) else iter(())
+        columns = zip(
+            plain.shape.tolist(), plain.traces, plain.parent_traces,
+            span_ids(seed, table.numbers).tolist(), span_ids(seed, rows["parent"]).tolist(),
+            rows.tolist(), strict=True,
+        )  # fmt: skip
+        texts: list[str] = []
+        for shape, trace, parent_trace, id, above, row in columns:
+            if shape:
+                _, name, lane, _, epoch, iteration, end, start = row
+                template = self._templates[name, lane, shape]
+                if shape == CHILD:
+                    texts.append(template % (trace, id, above, start, end, epoch, iteration))
+                else:
+                    own = trace, id, start, end, epoch, iteration
+                    texts.append(template % (*own, parent_trace, above))
+            else:
+                texts.append(next(others))
+            if len(texts) == LINE_SPANS:
+                yield self._line(texts), len(texts)
+                texts = []
+        if texts:
+            yield self._line(texts), len(texts)
+
+    def _line(self, texts: list[str]) -> bytes:
+        return (self._head + ",".join(texts) + self._tail).encode("utf-8", "replace")
+
+    def _encoded(self, table: Table, positions: Any) -> Iterator[str]:
+        """Spans that are encoded one by one."""
+        end_ns = self._last_ns()
+        spans = [close_open(span, end_ns) for span in self._maker.spans(table, positions)]
+        return (_json(span) for span in _spans_of(otlp_json(spans)))
+
+    def _learn(self, table: Table, shape: npt.NDArray[np.int64]) -> None:
+        """Make the templates that are missing, and what stands around the spans of a line."""
+        kinds = shape << 24 | table.rows["name"].astype(np.int64) << 8 | table.rows["lane"]
+        found, firsts = np.unique(kinds, return_index=True)
+        if not self._head:
+            (span,) = self._maker.spans(table, firsts[:1])
+            data = otlp_json([span])
+            data["resourceSpans"][0]["scopeSpans"][0]["spans"] = [MARK]
+            before, after = _json(data).split(_json(MARK))
+            self._head, self._tail = before, after + "\n"
+        for kind, first in zip(found.tolist(), firsts.tolist(), strict=True):
+            key = kind >> 8 & 0xFFFF, kind & 0xFF, kind >> 24
+            if key[2] and key not in self._templates:
+                (span,) = self._maker.spans(table, np.array([first]))
+                (encoded,) = _spans_of(otlp_json([span]))
+                self._templates[key] = _template(encoded)
+
+
+def _template(span: dict[str, Any]) -> str:
+    """A ``%`` template of the spans that are like this one.
+
+    Its holes, in their order: trace, id, parent (of a child), start, end, epoch, iteration, and of
+    a root its link's trace and id.
+    """
+    holes = {"traceId": "%032x", "spanId": "%016x", "parentSpanId": "%016x"}
+    holes |= {"startTimeUnixNano": "%d", "endTimeUnixNano": "%d"}
+    ordered = {key: MARK % key for key in holes if key in span}
+    rest = {key: value for key, value in span.items() if key not in holes}
+    for attribute in ("ignite.epoch", "ignite.iteration"):
+        holes[attribute] = "%d"
+        (found,) = [each for each in rest["attributes"] if each["key"] == attribute]
+        found["value"] = {"intValue": MARK % attribute}
+    for link in rest.get("links", ()):
+        link |= {"traceId": MARK % "of", "spanId": MARK % "to"}
+    links = rest.pop("links", None)
+    text = _json({**ordered, **rest, **({"links": links} if links else {})}).replace("%", "%%")
+    for key, hole in {**holes, "of": "%032x", "to": "%016x"}.items():
+        text = text.replace(_json(MARK % key), f'"{hole}"')
+    return text
+
+
+def _spans_of(data: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = data["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,1 @@
+"""Exporters for other programs: plain span exporters of OpenTelemetry's SDK."""

