@@ -35,22 +35,22 @@ def send(
     from firetrace.exporters.batches import BATCH_SPANS
     from firetrace.exporters.otlp.delivery import deliver
     from firetrace.exporters.otlp.file import export_otlp_file
-    from firetrace.exporters.otlp.sender import Sender, make_exporter
+    from firetrace.exporters.otlp.sender import Sender, connect
     from firetrace.exporters.spans import journal_spans
 
     source, target = Path(journal), Path(folder) / "spans.jsonl"
     ready = list(journal_spans(source))
     batches = [ready[at : at + BATCH_SPANS] for at in range(0, len(ready), BATCH_SPANS)]
-    exporter, answers = make_exporter("http/protobuf", endpoint)
+    transport = connect("http/protobuf", endpoint)
 
     def ours() -> None:
-        sent = deliver(source, Sender(exporter, answers))
+        sent = deliver(source, Sender(transport))
         if sent.accepted != len(ready):
             raise RuntimeError(f"{sent.accepted} of {len(ready)} spans were taken")
 
     def official() -> None:
         for batch in batches:
-            exporter.export(batch)
+            transport.exporter.export(batch)
 
     def our_file() -> None:
         export_otlp_file(source, target)

@@ -11,9 +11,10 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import pytest
 
-from firetrace.exporters.otlp.answers import http_answer
 from firetrace.exporters.otlp.delivery import Cursor, CursorError, Delivery, deliver
-from firetrace.exporters.otlp.sender import Sender, make_exporter
+from firetrace.exporters.otlp.protobuf import Batch
+from firetrace.exporters.otlp.sender import Sender, connect
+from firetrace.exporters.otlp.transport import http_answer
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
@@ -48,7 +49,7 @@ def server_of(protocol: str, *faults: Fault | None, **how: Any) -> OtlpServer:
 
 def sender_to(server: OtlpServer, protocol: str, **how: Any) -> Sender:
     endpoint = server.endpoint.removesuffix("/v1/traces")
-    return Sender(*make_exporter(protocol, endpoint), **how)
+    return Sender(connect(protocol, endpoint), **how)
 
 
 def ids_of(journal: Path) -> set[int]:
@@ -186,10 +187,10 @@ def test_tls_headers_and_compression(
     with server_of(protocol) as server:
         port = int(server.endpoint.removesuffix("/v1/traces").rpartition(":")[2])
         with TlsLine(port, tmp_path) as line:
-            untrusting = Sender(*make_exporter(protocol, line.endpoint), patience_s=0)
+            untrusting = Sender(connect(protocol, line.endpoint), patience_s=0)
             assert deliver(journal, untrusting).accepted == 0
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(line.authority))
-            sent = deliver(journal, Sender(*make_exporter(protocol, line.endpoint)))
+            sent = deliver(journal, Sender(connect(protocol, line.endpoint)))
             assert sent.complete
             (first, *_) = server.headers
             assert (first["x-key"], first["x-team"]) == ("secret", "lab")
@@ -223,7 +224,7 @@ class Stopping(Sender):
 
     left = 3
 
-    def send(self, batch: list[Any]) -> bool:
+    def send(self, batch: Batch) -> bool:
         done = super().send(batch)
         self.left -= 1
         return done and self.left >= 0
@@ -233,7 +234,7 @@ class Stopping(Sender):
 def test_it_goes_on_at_its_cursor(journal: Path, left: int) -> None:
     """At most one batch is sent twice, and nothing is missing, wherever it was stopped."""
     with OtlpHttpServer() as server:
-        first = Stopping(*make_exporter(HTTP, server.endpoint))
+        first = Stopping(connect(HTTP, server.endpoint))
         first.left = left
         cursor = Cursor(journal)
         delivery = Delivery(journal, first, cursor)

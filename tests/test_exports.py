@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from firetrace import TraceHandler
 from firetrace.exporters.chrome.export import export_chrome
 from firetrace.exporters.otlp.delivery import deliver
-from firetrace.exporters.otlp.sender import ExportError, Sender, make_exporter, protocol_for
+from firetrace.exporters.otlp.sender import ExportError, Sender, connect, protocol_for
 from firetrace.exporters.spans import batches, journal_spans, readable_spans
 from firetrace.tracer.ids import span_id, span_ids
 from firetrace.tracer.journal import Flag
@@ -186,7 +186,7 @@ def test_otlp_arrives_whole(sample: Table, kind: Any) -> None:
     with kind() as server:
         protocol = "grpc" if kind is OtlpGrpcServer else "http/protobuf"
         endpoint = server.endpoint.removesuffix("/v1/traces")
-        sender = Sender(*make_exporter(protocol, endpoint))
+        sender = Sender(connect(protocol, endpoint))
         assert deliver(sample.path, sender, split="run").accepted == len(sample)
         sender.close()
         received = server.spans()
@@ -244,7 +244,7 @@ def test_spans_feed_any_sdk_exporter(sample: Table) -> None:
 def test_an_open_span_is_sent_as_incomplete(unfinished: Table) -> None:
     """It ends when the journal does, and says that it did not end."""
     with OtlpHttpServer() as server:
-        deliver(unfinished.path, Sender(*make_exporter("http/protobuf", server.endpoint)))
+        deliver(unfinished.path, Sender(connect("http/protobuf", server.endpoint)))
         received = {item.span.name: item.span for item in server.spans()}
     assert attributes(received["run"].attributes)["ignite.incomplete"] is True
     failed = received[STRANGE]
@@ -275,4 +275,4 @@ def test_the_protocol_follows_variables_and_ports(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     assert protocol_for("http://localhost:4318") == "grpc"
     with pytest.raises(ExportError, match="'smoke' is unknown"):
-        make_exporter("smoke")
+        connect("smoke")

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
 from firetrace.exporters.otlp.delivery import deliver
 from firetrace.exporters.otlp.file import export_otlp_file
-from firetrace.exporters.otlp.sender import Sender, make_exporter
+from firetrace.exporters.otlp.sender import Sender, connect
 from firetrace.tracer import stream
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
@@ -61,7 +61,7 @@ def spans_of(data: list[TracesData]) -> dict[bytes, Span]:
 
 def over_the_network(journal: Path, split: str | None) -> OtlpHttpServer:
     with OtlpHttpServer() as server:
-        deliver(journal, Sender(*make_exporter("http/protobuf", server.endpoint)), split)
+        deliver(journal, Sender(connect("http/protobuf", server.endpoint)), split)
     return server
 
 

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 
 from firetrace import TraceHandler
 from firetrace.exporters.otlp.delivery import deliver
-from firetrace.exporters.otlp.sender import Sender, make_exporter
+from firetrace.exporters.otlp.sender import Sender, connect
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.rows import ThreadTrack
@@ -274,5 +274,5 @@ def test_names_that_no_encoder_takes() -> None:
 
     table = recorded(handler)
     with OtlpHttpServer() as server:
-        sender = Sender(*make_exporter("http/protobuf", server.endpoint))
+        sender = Sender(connect("http/protobuf", server.endpoint))
         assert deliver(table.path, sender).accepted == len(table)

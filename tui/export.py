@@ -190,7 +190,7 @@ def about(journal: Path) -> int:
 
 def _send(journal: Path, arguments: argparse.Namespace) -> int:
     from firetrace.exporters.otlp.delivery import Cursor, Delivery
-    from firetrace.exporters.otlp.sender import Sender, make_exporter
+    from firetrace.exporters.otlp.sender import Sender, connect
     from firetrace.tui.progress import Reporting
 
     chosen = selection(arguments)
@@ -199,10 +199,10 @@ def _send(journal: Path, arguments: argparse.Namespace) -> int:
     if arguments.resume and (chosen or arguments.split != "auto"):
         raise UsageError("--resume sends the whole run, split as the journal says")
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # ours says the same, once
-    exporter, answers = make_exporter(arguments.protocol, arguments.endpoint)
+    transport = connect(arguments.protocol, arguments.endpoint)
     stop = threading.Event()
     with Reporting("sending", about(journal)) as progress:
-        sender = Sender(exporter, answers, arguments.patience / 1e9, progress.say, stop)
+        sender = Sender(transport, arguments.patience / 1e9, progress.say, stop)
         cursor = Cursor(journal) if arguments.resume else None
         delivery = Delivery(journal, sender, cursor, _split(arguments), chosen, progress)
         try:

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.sdk.trace import ReadableSpan
-
-from firetrace.exporters.batches import sized_batches
+from firetrace.exporters.otlp.protobuf import Encoder
 from firetrace.exporters.otlp.sender import Sender, Sent
 from firetrace.exporters.selection import Selection, Selector
-from firetrace.exporters.spans import SpanMaker, close_open, maker
+from firetrace.exporters.spans import maker
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.lock import lock_path, take_lock
 from firetrace.tracer.reader import Position
@@ -118,7 +116,7 @@ class Delivery:
         self._selector = Selector(path, selection or Selection())
         self._sender, self._cursor, self._split = sender, cursor, split
         self._progress, self._done = progress, 0
-        self._maker: SpanMaker | None = None
+        self._encoder: Encoder | None = None
 
     @property
     def alive(self) -> bool:
@@ -157,33 +155,22 @@ class Delivery:
                 return False
 
     def _send(self, block: Table, end_ns: int | None = None) -> bool:
-        makes = self._maker = self._maker or maker(self._stream.reader, self._split)
+        if self._encoder is None:
+            self._encoder = Encoder(maker(self._stream.reader, self._split))
         for selected in self._selector.select([block]):
-            sent = self._send_selected(makes, selected, end_ns)
-            if not sent:
-                return False
+            at = 0
+            for batch in self._encoder.batches(selected, end_ns):
+                if not self._sender.send(batch):
+                    return False
+                at += len(batch)
+                self._done += len(batch)
+                self._progress(self._done)
+                if self._cursor is not None and at < len(selected):
+                    number = int(selected.numbers[at - 1])
+                    self._cursor.write(self._stream.position_after(number), self._sender.sent)
         if self._cursor is not None:
             self._cursor.write(self._stream.position, self._sender.sent)
         return True
-
-    def _send_selected(self, makes: SpanMaker, block: Table, end_ns: int | None) -> bool:
-        at = 0
-        spans = makes.sized_spans(block)
-        if end_ns is not None:
-            spans = ((close_open(span, end_ns), size) for span, size in spans)
-        for batch in sized_batches(spans):
-            if not self._sender.send(batch):
-                return False
-            at += len(batch)
-            self._progress_by(batch)
-            if self._cursor is not None and at < len(block):
-                number = int(block.numbers[at - 1])
-                self._cursor.write(self._stream.position_after(number), self._sender.sent)
-        return True
-
-    def _progress_by(self, batch: list[ReadableSpan]) -> None:
-        self._done += len(batch)
-        self._progress(self._done)
 
     def close(self) -> None:
         """Close the journal."""

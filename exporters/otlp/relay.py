@@ -61,7 +61,7 @@ def _relay(journal: Path, lock: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         from firetrace.exporters.otlp.delivery import Cursor, Delivery
-        from firetrace.exporters.otlp.sender import Sender, make_exporter
+        from firetrace.exporters.otlp.sender import Sender, connect
 
         dead_since: list[float] = []
 
@@ -76,7 +76,7 @@ def _relay(journal: Path, lock: int) -> int:
         gc.freeze()  # spans hold no cycles, so there is little to collect
         gc.set_threshold(100_000, 50, 100)
         cursor = Cursor(journal, lock)
-        sender = Sender(*make_exporter(), patience_s=None, told=told, stop=stop)
+        sender = Sender(connect(), patience_s=None, told=told, stop=stop)
         delivery = Delivery(journal, sender, cursor)
         finished = delivery.follow(stop)
         sender.close()

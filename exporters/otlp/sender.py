@@ -2,8 +2,8 @@
 
 They read the standard variables (``OTEL_EXPORTER_OTLP_*``) for endpoint, headers, certificates,
 compression and timeout, and try again, for as long as that timeout lasts, what the specification
-says may be tried again. What they do not say is how it ended: the answers are listened to here, so
-that what a backend did not take is known, and what it may take later is sent later.
+says may be tried again. What they do not say is how it ended: here the answers are weighed, so that
+what a backend did not take is known, and what it may take later is sent later.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-from firetrace.exporters.otlp.answers import Answer, Answers
+from firetrace.exporters.otlp.protobuf import Batch
+from firetrace.exporters.otlp.transport import Answer, GrpcTransport, HttpTransport, Transport
 from firetrace.tracer.errors import FiretraceError
 
 GRPC, HTTP = "grpc", "http/protobuf"
@@ -55,10 +53,8 @@ class Sent:
             self.reasons.append(reason)
 
 
-def make_exporter(
-    protocol: str | None = None, endpoint: str | None = None
-) -> tuple[SpanExporter, Answers]:
-    """The official exporter for a protocol, and what its backend answers.
+def connect(protocol: str | None = None, endpoint: str | None = None) -> Transport:
+    """The way to a backend.
 
     Args:
         protocol: ``grpc`` or ``http/protobuf``; by default the standard variables', or by the
@@ -69,20 +65,14 @@ def make_exporter(
         ExportError: these settings make no sense.
     """
     protocol = protocol or protocol_for(endpoint)
+    if protocol not in PROTOCOLS:
+        raise ExportError(f"protocol {protocol!r} is unknown; use {' or '.join(PROTOCOLS)}")
+    if protocol == HTTP and endpoint and not endpoint.rstrip("/").endswith("/v1/traces"):
+        endpoint = endpoint.rstrip("/") + "/v1/traces"
     try:
-        if protocol == GRPC:
-            from firetrace.exporters.otlp.answers import grpc_exporter
-
-            return grpc_exporter(endpoint)
-        if protocol == HTTP:
-            from firetrace.exporters.otlp.answers import http_exporter
-
-            if endpoint is not None and not endpoint.rstrip("/").endswith("/v1/traces"):
-                endpoint = endpoint.rstrip("/") + "/v1/traces"
-            return http_exporter(endpoint)
+        return GrpcTransport(endpoint) if protocol == GRPC else HttpTransport(endpoint)
     except Exception as error:  # a certificate, a header, a variable: each has its own
         raise ExportError(f"OTLP settings: {error or type(error).__name__}") from error
-    raise ExportError(f"protocol {protocol!r} is unknown; use {' or '.join(PROTOCOLS)}")
 
 
 def protocol_for(endpoint: str | None) -> str:
@@ -99,8 +89,7 @@ class Sender:
     """Sends batches and keeps the books.
 
     Args:
-        exporter: see ``make_exporter``; any other exporter does, but says less.
-        answers: what its backend answers.
+        transport: see ``connect``.
         patience_s: how long a backend that is down or busy is tried again; None: for ever.
         told: called with a line for the user when something has to be waited for.
         stop: ends a wait, and sending, early.
@@ -108,8 +97,7 @@ class Sender:
 
     def __init__(
         self,
-        exporter: SpanExporter,
-        answers: Answers | None = None,
+        transport: Transport,
         patience_s: float | None = PATIENCE_S,
         told: Callable[[str], None] = lambda line: None,
         stop: threading.Event | None = None,
@@ -118,23 +106,23 @@ class Sender:
         self.patience_s = patience_s
         self.gave_up = False
         self.stop = stop or threading.Event()
-        self._exporter, self._answers, self._told = exporter, answers or Answers(), told
+        self._transport, self._told = transport, told
         self._refusals = 0
 
-    def send(self, batch: list[ReadableSpan]) -> bool:
+    def send(self, batch: Batch) -> bool:
         """Send a batch. Returns False if it was given up: then its spans are still to be sent."""
         if self.gave_up:
             self.sent.unsent += len(batch)
             return False
         waited, wait = 0.0, FIRST_WAIT_S
         while True:
-            answer = self._ask(batch)
+            answer = self._transport.post(batch)
             if answer.success:
                 self._accepted(batch, answer)
                 return True
             if answer.too_large and len(batch) > 1:
-                half = len(batch) // 2
-                return self.send(batch[:half]) and self.send(batch[half:])
+                first, second = batch.halves()
+                return self.send(first) and self.send(second)
             # Who waits for ever also waits for an address or a key to be put right.
             if not answer.retryable and not (answer.settings and self.patience_s is None):
                 return self._refused(batch, answer)
@@ -146,15 +134,7 @@ class Sender:
                 return self._give_up(batch, str(answer))
             waited, wait = waited + pause, min(2 * wait, LONGEST_WAIT_S)
 
-    def _ask(self, batch: list[ReadableSpan]) -> Answer:
-        self._answers.forget()
-        try:
-            result = self._exporter.export(batch)
-        except Exception as error:
-            return Answer(False, f"{type(error).__name__}: {error}")
-        return self._answers.to(result is SpanExportResult.SUCCESS)
-
-    def _accepted(self, batch: list[ReadableSpan], answer: Answer) -> None:
+    def _accepted(self, batch: Batch, answer: Answer) -> None:
         rejected = min(answer.rejected, len(batch))
         self.sent.accepted += len(batch) - rejected
         self.sent.rejected += rejected
@@ -162,7 +142,7 @@ class Sender:
             self.sent.because(answer.text)
         self._refusals = 0
 
-    def _refused(self, batch: list[ReadableSpan], answer: Answer) -> bool:
+    def _refused(self, batch: Batch, answer: Answer) -> bool:
         """It will not take these, now or later; others it may."""
         self.sent.because(str(answer))
         self._refusals += 1
@@ -170,10 +150,10 @@ class Sender:
             return self._give_up(batch, str(answer))
         self.sent.rejected += len(batch)
         room = MOST_IDS - len(self.sent.rejected_ids)
-        self.sent.rejected_ids += [s.context.span_id for s in batch[:room] if s.context]
+        self.sent.rejected_ids += batch.ids[:room]
         return True
 
-    def _give_up(self, batch: list[ReadableSpan], reason: str) -> bool:
+    def _give_up(self, batch: Batch, reason: str) -> bool:
         self.gave_up = True
         self.sent.unsent += len(batch)
         self.sent.because(reason)
@@ -181,4 +161,4 @@ class Sender:
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._exporter.shutdown()
+        self._transport.close()

@@ -1,6 +1,7 @@
-"""What an OTLP backend answers, which the official exporters keep to themselves.
+"""The way to an OTLP backend through the official exporters, and what it answers.
 
-``export`` of an official exporter says success or failure. Whether a failure may be tried again
+They know the standard variables, TLS, headers and compression. But ``export`` of an official
+exporter says success or failure, no more. Whether a failure may be tried again
 later, when, and how many spans of a success were not taken (a *partial success*) stands in the
 answer: over HTTP it is read off the ``requests`` session that the exporter is given, over gRPC off
 the stub that it calls.
@@ -15,8 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import requests
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from firetrace.exporters.otlp.protobuf import Batch
 
 RETRYABLE_HTTP = (429, 502, 503, 504)
 RETRYABLE_GRPC = (
@@ -40,32 +46,89 @@ class Answer:
         return self.text or ("accepted" if self.success else "no answer")
 
 
-class Answers:
-    """The last answer."""
+class Transport:
+    """A connection through an official exporter."""
+
+    exporter: SpanExporter
 
     def __init__(self) -> None:
         self.last: Answer | None = None
 
-    def forget(self) -> None:
-        """A new batch is about to be sent."""
-        self.last = None
+    def post(self, batch: Batch) -> Answer:
+        """Send a batch. What was answered counts: an exporter may take a redirection for a success.
 
-    def to(self, success: bool) -> Answer:
-        """The answer to a batch of which the exporter says that it succeeded or failed.
-
-        What was answered counts: an exporter may take a redirection for a success.
+        Within its timeout the exporter tries again what may be tried again.
         """
+        self.last = None
+        try:
+            success = self._export(batch)
+        except Exception as error:
+            return Answer(False, f"{type(error).__name__}: {error}")
         if self.last is not None:
             return self.last
         return Answer(success, "" if success else "the exporter did not send it")
+
+    def _export(self, batch: Batch) -> bool:
+        return self.exporter.export(batch) is SpanExportResult.SUCCESS
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.exporter.shutdown()
+
+
+class HttpTransport(Transport):
+    """``http/protobuf``."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        super().__init__()
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        self.exporter = OTLPSpanExporter(endpoint=endpoint, session=_Session(self))
+
+    def _export(self, batch: Batch) -> bool:
+        send = getattr(getattr(self.exporter, "_client", None), "export", None)
+        if send is None:  # an older exporter, which encodes by itself
+            return super()._export(batch)
+        return bool(send(batch.request()).success)
+
+
+class GrpcTransport(Transport):
+    """``grpc``."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        super().__init__()
+        import grpc  # type: ignore[import-untyped]
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        own = self
+
+        class Exporter(OTLPSpanExporter):
+            def _initialize_channel_and_stub(self) -> None:  # also when it connects anew
+                super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]
+                stub: Any = _Stub(self._client, own, str(self._endpoint))
+                self._client = stub
+
+            def _translate_data(self, data: Any) -> Any:
+                return ExportTraceServiceRequest.FromString(data.request())
+
+        plain = None if endpoint is None else not endpoint.startswith("https:")
+        said = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION") or os.environ.get(
+            "OTEL_EXPORTER_OTLP_COMPRESSION", ""
+        )  # "none", which the specification knows and this exporter does not
+        none = grpc.Compression.NoCompression if said.strip().lower() == "none" else None
+        exporter = Exporter(endpoint=endpoint, insecure=plain, compression=none)
+        # To be tried again only where the server says when. Otherwise the message is too large.
+        codes: frozenset[Any] = getattr(exporter, "_retryable_error_codes", frozenset())
+        exporter._retryable_error_codes = codes - {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        self.exporter = exporter
 
 
 class _Session(requests.Session):
     """The exporter's connection; notes how each request ended."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, transport: Transport) -> None:
         super().__init__()
-        self._answers = answers
+        self._transport = transport
 
     def merge_environment_settings(self, *args: Any) -> Any:
         """What OpenTelemetry's variable names wins over those for all programs."""
@@ -80,11 +143,11 @@ class _Session(requests.Session):
             response = super().send(request, **how)
         except requests.RequestException as error:
             untrusted = isinstance(error, requests.exceptions.SSLError)
-            self._answers.last = Answer(
+            self._transport.last = Answer(
                 False, _connection_trouble(error, request), not untrusted, settings=untrusted
             )
             raise
-        self._answers.last = http_answer(
+        self._transport.last = http_answer(
             response.status_code, response.reason or "", response.headers, response.content
         )
         return response
@@ -156,29 +219,21 @@ def _success(response: ExportTraceServiceResponse) -> Answer:
     return Answer(True, partial.error_message, rejected=partial.rejected_spans)
 
 
-def http_exporter(endpoint: str | None) -> tuple[SpanExporter, Answers]:
-    """The official exporter for ``http/protobuf``."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    answers = Answers()
-    return OTLPSpanExporter(endpoint=endpoint, session=_Session(answers)), answers
-
-
 class _Stub:
     """The exporter's stub; notes how each call ended."""
 
-    def __init__(self, stub: Any, answers: Answers, endpoint: str) -> None:
-        self._stub, self._answers, self._endpoint = stub, answers, endpoint
+    def __init__(self, stub: Any, transport: Transport, endpoint: str) -> None:
+        self._stub, self._transport, self._endpoint = stub, transport, endpoint
 
     def Export(self, *args: Any, **how: Any) -> Any:
-        import grpc  # type: ignore[import-untyped]
+        import grpc
 
         try:
             response = self._stub.Export(*args, **how)
         except grpc.RpcError as error:
-            self._answers.last = grpc_answer(error, self._endpoint)
+            self._transport.last = grpc_answer(error, self._endpoint)
             raise
-        self._answers.last = _success(response)
+        self._transport.last = _success(response)
         return response
 
 
@@ -201,28 +256,3 @@ def grpc_answer(error: Any, endpoint: str) -> Answer:
     if exhausted and wait is None:  # as servers say that a message is too large
         return replace(answer, too_large=True)
     return answer
-
-
-def grpc_exporter(endpoint: str | None) -> tuple[SpanExporter, Answers]:
-    """The official exporter for ``grpc``."""
-    import grpc
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    answers = Answers()
-
-    class Exporter(OTLPSpanExporter):
-        def _initialize_channel_and_stub(self) -> None:  # also when it connects anew
-            super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]
-            stub: Any = _Stub(self._client, answers, str(self._endpoint))
-            self._client = stub
-
-    plain = None if endpoint is None else not endpoint.startswith("https:")
-    said = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION") or os.environ.get(
-        "OTEL_EXPORTER_OTLP_COMPRESSION", ""
-    )  # "none", which the specification knows and this exporter does not
-    none = grpc.Compression.NoCompression if said.strip().lower() == "none" else None
-    exporter = Exporter(endpoint=endpoint, insecure=plain, compression=none)
-    # To be tried again only where the server says when. Otherwise the message is too large.
-    codes: frozenset[Any] = getattr(exporter, "_retryable_error_codes", frozenset())
-    exporter._retryable_error_codes = codes - {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    return exporter, answers
