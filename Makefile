@@ -69,7 +69,7 @@ versions: $(addprefix build/ignite/,$(IGNITES)) ## test the recording with every
 bench: $(READY) ## measure against the peers; prints ratios
 	$(BIN)/python -m bench
 
-ci: lint types imports test versions ## everything that must hold
+ci: lint types imports test versions test-backends ## everything that must hold
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -137,7 +137,7 @@ class SpanMaker:
             self._ids.split, table.numbers[positions], Places(*(c[positions] for c in at))
         )
         roots, scalars = at.root[positions], self._scalars
-        noted, runs = self._meta.attributes, self._meta.runs
+        noted, runs, resumed = self._meta.attributes, self._meta.runs, self._meta.links
         for first in range(0, len(positions), 4096):
             some = slice(first, first + 4096)
             rows, numbers = table.rows[positions[some]], table.numbers[positions[some]]
@@ -172,7 +172,7 @@ class SpanMaker:
                 status = UNSET
                 if (
                     flags & TOLD or not end or number in scalars or number in noted
-                    or number in runs
+                    or number in runs or number in resumed
                 ):  # fmt: skip
                     links += self._noted(number, attributes, scalars, kind, end, flags)
                     events, status = _failure(table, number, flags, attributes, end)
@@ -211,7 +211,7 @@ class SpanMaker:
                 found = part << 32 | anchor
             parent_trace[~inside & (parents == parent)] = found
         meta = self._meta
-        noted = [*meta.attributes, *meta.runs, *self._scalars]
+        noted = [*meta.attributes, *meta.runs, *meta.links, *self._scalars]
         fine = (
             (rows["flags"] & TOLD == 0) & (rows["end"] != 0) & (parents != 0)
             & ~np.isin(numbers, noted)
