@@ -35,11 +35,19 @@ class PerfettoTrace:
 
     Raises ``ValueError`` if Perfetto rejects the trace or, unless ``allow_errors``, if it counts an
     import error or a data loss. What it ignores uncounted shows only in the rows that are missing.
+
+    ``address`` is that of a ``trace_processor``, which takes any number of traces, one after the
+    other, each in a tenth of the time that starting it takes. Without one, it has one of its own.
     """
 
-    def __init__(self, path: str | PathLike[str], allow_errors: bool = False) -> None:
+    def __init__(
+        self, path: str | PathLike[str], allow_errors: bool = False, address: str | None = None
+    ) -> None:
         with ExitStack() as resources, open(path, "rb") as file:
-            address = resources.enter_context(trace_processor())
+            if address is None:
+                address = resources.enter_context(trace_processor())
+            else:
+                _get(address, "/reset")
             try:
                 self._processor = TraceProcessor(trace=file, addr=address)
             except TraceProcessorException as error:

@@ -3,8 +3,8 @@
 //     node trace_processor.js <folder that holds engine_bundle.js and its wasm files>
 //
 // Prints the port that it listens on (loopback only) and speaks the HTTP endpoints that the PyPI
-// client `perfetto` uses to load and query a trace, plus /import_error. Ends when its standard
-// input does, so it never outlives the process that started it.
+// client `perfetto` uses to load and query a trace, plus /import_error and /reset. Ends when its
+// standard input does, so it never outlives the process that started it.
 'use strict';
 
 const fs = require('node:fs');
@@ -19,6 +19,7 @@ const ENDPOINTS = {
   '/notify_eof': { method: 2, resultField: 212 },
   '/query': { method: 3, argumentsField: 103, resultField: 203 },
   '/status': { method: 10, resultField: 210 },
+  '/reset': { method: 11 }, // forgets the trace; has no result
 };
 const RPC = { sequence: 1, request: 2, invalidRequest: 4, fatalError: 5 };
 const STREAM_MESSAGE = 1; // a TraceProcessorRpcStream is nothing but repeated TraceProcessorRpc
@@ -116,7 +117,7 @@ function connect(engine) {
       if (field === RPC.fatalError) throw new Error(value.toString());
       if (field === RPC.invalidRequest) throw new Error(`unknown method ${value}`);
     }
-    if (!results.length) throw new Error(`no answer to method ${method}`);
+    if (resultField && !results.length) throw new Error(`no answer to method ${method}`);
     // Parts of a long result, one after another, are the whole message: that is protobuf's merge.
     return Buffer.concat(results);
   };
@@ -126,6 +127,7 @@ function serve(call) {
   let importError = '';
   function answer(url, body) {
     if (url === '/import_error') return Buffer.from(importError);
+    if (url === '/reset') importError = '';
     try {
       const result = call(ENDPOINTS[url], body);
       // The client ignores this answer, yet only here does Perfetto reject a trace as a whole.
