@@ -140,11 +140,14 @@ def export(journal: Path, arguments: argparse.Namespace) -> int:
         raise UsageError("--split: only with --to otlp and otlp-file; chrome has no traces")
     if not to_file:
         return _send(journal, arguments)
+    from firetrace.exporters.files import is_device
+
     path = arguments.output or Path(f"{journal.parent.name}{_SUFFIXES[arguments.to]}")
     chosen = selection(arguments)
     count = _write(journal, path, arguments, chosen)
     where = "Open it in https://ui.perfetto.dev" if arguments.to == "chrome" else "OTLP JSON Lines"
-    sys.stdout.write(f"{path}: {count:,} spans. {where}\n")
+    said = sys.stderr if is_device(path) else sys.stdout
+    said.write(f"{path}: {count:,} spans. {where}\n")
     return 0
 
 

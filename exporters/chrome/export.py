@@ -27,6 +27,7 @@ from firetrace.exporters.chrome.columns import CHUNK, Columns, encoded
 from firetrace.exporters.chrome.counters import Counters
 from firetrace.exporters.chrome.tracks import Kinds, Tracks, rank_of
 from firetrace.exporters.chrome.values import safe, shown
+from firetrace.exporters.files import whole_file
 from firetrace.tracer.table import Table
 
 __all__ = ["export_chrome", "pieces", "safe", "shown", "too_large", "uncompressed_bytes"]
@@ -58,15 +59,8 @@ def export_chrome(
     """
     if isinstance(blocks, Table):
         blocks, total = [blocks], len(blocks)
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            count = _write(blocks, file, path.suffix == ".gz", progress, total)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return count
+    with whole_file(path) as file:
+        return _write(blocks, file, path.suffix == ".gz", progress, total)
 
 
 def _write(

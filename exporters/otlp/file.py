@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from firetrace.exporters.files import whole_file
 from firetrace.exporters.otlp.encoding import otlp_json
 from firetrace.exporters.selection import Selection, Selector
 from firetrace.exporters.spans import CHILD, SpanMaker, close_open, maker
@@ -44,24 +45,17 @@ def export_otlp_file(
         JournalError: the journal cannot be read.
         OSError: the file cannot be written.
     """
-    part, count = path.with_name(path.name + ".part"), 0
-    try:
-        with _open(part, path.suffix == ".gz") as file:
-            for line, spans in lines(journal, selection, split):
-                file.write(line)
-                count += spans
-                progress(count)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    count, zipped = 0, path.suffix == ".gz"
+    with whole_file(path) as file, _zipped(file) if zipped else nullcontext(file) as output:
+        for line, spans in lines(journal, selection, split):
+            output.write(line)
+            count += spans
+            progress(count)
     return count
 
 
-def _open(path: Path, zipped: bool) -> IO[bytes]:
-    if zipped:
-        return cast(IO[bytes], gzip.open(path, "wb", compresslevel=3))
-    return open(path, "wb")
+def _zipped(file: IO[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile("", "wb", compresslevel=3, fileobj=file))
 
 
 def lines(

@@ -89,7 +89,10 @@ class HttpTransport(Transport):
         send = getattr(getattr(self.exporter, "_client", None), "export", None)
         if send is None:  # an older exporter, which encodes by itself
             return super()._export(batch)
-        return bool(send(batch.request()).success)
+        result = send(batch.request())
+        if not result.success and self.last is None and result.error is not None:
+            self.last = Answer(False, str(result.error), settings=True)  # no such address
+        return bool(result.success)
 
 
 class GrpcTransport(Transport):

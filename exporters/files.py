@@ -1,0 +1,38 @@
+"""Writes files that are whole when they appear under their name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to; under its name when the block ends, nowhere if it fails.
+
+    What is there and is no regular file, such as ``/dev/stdout`` or a pipe, is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; its ``filename`` is the path.
+    """
+    as_it_is = is_device(path)
+    part = path if as_it_is else path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        if not as_it_is:
+            os.replace(part, path)
+    except BaseException as error:
+        if not as_it_is:
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
+
+
+def is_device(path: Path) -> bool:
+    """Whether something is there that is no regular file, nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
