@@ -22,9 +22,14 @@ def test_nothing_stays_of_what_failed(tmp_path: Path) -> None:
     """What was there before is there still."""
     path = tmp_path / "x"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole_file(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
