@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         OSError: it cannot be written; its ``filename`` is the path.
     """
     as_it_is = is_device(path)
+    if not as_it_is:
+        path = Path(os.path.realpath(path))  # a link stays one
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     part = path if as_it_is else path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -34,5 +39,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def is_device(path: Path) -> bool:
-    """Whether something is there that is no regular file, nor a folder."""
+    """Whether this is a device, a pipe or an open file of this process's (``/dev/stdout``)."""
+    path = path.absolute()
+    for _ in range(40):
+        if path.parts[1:2] in (("dev",), ("proc",)) and path.parts[1:3] != ("dev", "shm"):
+            return True
+        if not path.is_symlink():
+            break
+        path = path.parent / os.readlink(path)
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -107,7 +107,9 @@ class Selector:
         mask: Mask = np.ones(len(block), bool)
         first, last = selection.from_epoch, selection.to_epoch
         if first is not None or last is not None:
-            inside = (at.epoch_number >= (first or 0)) & (at.epoch_number <= (last or 2**32))
+            inside = (at.epoch_number >= (first or 0)) & (
+                at.epoch_number <= (2**32 if last is None else last)
+            )
             mask &= (inside & (at.epoch != 0)) | (at.root == block.numbers)
         if selection.slower_than_ns is not None:
             mask &= self._slow(block, at, selection.slower_than_ns)
@@ -134,12 +136,14 @@ class Selector:
     def _scalars(self, block: Table, kept: npt.NDArray[np.int64]) -> Mask:
         """The scalars of what is kept."""
         parents = block.scalars["parent"]
-        here = np.isin(parents, block.numbers)
         mask: Mask = np.isin(parents, block.numbers[kept])
-        first, last = self._selection.from_epoch or 0, self._selection.to_epoch or 2**32
-        for index in np.flatnonzero(~here).tolist():
-            place = self._lineage.place(int(parents[index]))
-            mask[index] = first <= place.epoch_number <= last
+        elsewhere = np.setdiff1d(parents, block.numbers)
+        rows = [(number, self._reader.row(number)) for number in elsewhere.tolist()]
+        found = [(number, row) for number, row in rows if row is not None]
+        if found:
+            numbers = np.array([number for number, _ in found], np.uint32)
+            around = replace(block, numbers=numbers, rows=np.array([row for _, row in found]))
+            mask |= np.isin(parents, numbers[self._mask(around, self._lineage.places(around))])
         return mask
 
     def close(self) -> None:

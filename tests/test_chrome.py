@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 
 from firetrace import TraceHandler
+from firetrace.exporters.chrome.columns import OURS
 from firetrace.exporters.chrome.counters import MOST
 from firetrace.exporters.chrome.export import (
     export_chrome,
@@ -44,6 +45,7 @@ from tests.support.recordings import (
     record,
     record_failing,
     record_killed,
+    recorded,
 )
 
 SLICES = """
@@ -407,6 +409,47 @@ def test_open_spans_stay_open(tmp_path: Path) -> None:
         check_slices(trace, table)
 
 
+def test_open_spans_stay_open_at_any_moment(tmp_path: Path) -> None:
+    """Also where their own event, with its handlers, begins in the same nanosecond."""
+    handler, engine = TraceHandler(), Engine(lambda engine, batch: None)
+    for event in (Events.STARTED, Events.EPOCH_STARTED, Events.GET_BATCH_STARTED,
+                  Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):  # fmt: skip
+        engine.add_event_handler(event, lambda engine: sum(range(1000)))
+        engine.add_event_handler(event, lambda engine: None)
+    handler.attach(engine)
+    engine.run(range(3), max_epochs=2)
+    whole, path = recorded(handler), tmp_path / "t.json"
+    moments = np.unique(np.concatenate([whole.rows["start"], whole.rows["end"]]))
+    with trace_processor() as address:
+        for moment in moments[::2].tolist():
+            known = whole.rows["start"] <= moment
+            rows = whole.rows[known].copy()
+            rows["end"][rows["end"] > moment] = 0
+            table = replace(whole, rows=rows, numbers=whole.numbers[known])
+            export_chrome(parts(table, len(table) // 2), path)
+            with PerfettoTrace(path, address=address) as trace:
+                check_slices(trace, table)
+
+
+def test_the_users_attributes_do_not_replace_ours(tmp_path: Path) -> None:
+    """An attribute that is called as one of ours is shown beside it."""
+    handler, engine = TraceHandler(), Engine(lambda engine, batch: None)
+
+    @engine.on(Events.ITERATION_STARTED)
+    def mine(engine: Engine) -> None:
+        with handler.span("mine", row=7, epoch="warm-up", cut=True):
+            pass
+
+    handler.attach(engine)
+    engine.run([1])
+    events = exported(recorded(handler), tmp_path / "t.json")
+    (args,) = [event["args"] for event in events if event["name"] == "mine"]
+    assert args["epoch"] == 1
+    assert args["row"] != 7
+    assert args["attribute.row"] == 7
+    assert (args["attribute.epoch"], args["attribute.cut"]) == ("warm-up", True)
+
+
 def test_what_became_of_the_recording_is_said(tmp_path: Path) -> None:
     """Steps that were thinned out, and a recording that stopped, are instants of the process."""
     table = stepping(10)
@@ -571,7 +614,8 @@ def reference(table: Table, base: int, tids: dict[int, int]) -> list[dict[str, A
         _, name_id, lane, flags, epoch, iteration, end, start = row
         name = meta.names.get(name_id, Name("span", "(name lost)"))
         args: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "row": number}
-        args |= {safe(key): shown(value) for key, value in meta.attributes.get(number, {}).items()}
+        for key, value in meta.attributes.get(number, {}).items():
+            args[f"attribute.{key}" if key in OURS else safe(key)] = shown(value)
         if flags & Flag.SKIPPED:
             args["skipped"] = True
         if number in meta.exceptions:
@@ -634,14 +678,23 @@ def test_it_writes_what_a_plain_writer_would(table: Table, cuts: list[int]) -> N
     found = json.loads(text, parse_float=Decimal)
     tids = {}
     for event in found:
-        if event["name"] == "thread_name":
+        if event.get("name") == "thread_name":
             lane = {"Trainer": 0, "Other": 1}.get(event["args"]["name"], 200)
             tids[lane] = event["tid"]
     spans = [event for event in found if event["ph"] in "XB"]
     for event in spans:
         event.update({key: int(event[key] * 1000) for key in {"ts", "dur"} & event.keys()})
     expected = reference(table, table.header.wall_ns, tids)
+    opens = {(event["tid"], event["ts"]) for event in expected if event["ph"] == "B"}
+    ends = []
+    for ours, plain in zip(spans, expected, strict=True):
+        if ours["ph"] == "B" and plain["ph"] == "X":  # begins with an open one: in two events
+            assert (plain["tid"], plain["ts"]) in opens
+            plain["ph"] = "B"
+            ends.append((plain["tid"], plain["ts"] + plain.pop("dur")))
     assert spans == json.loads(json.dumps(expected), parse_float=Decimal)
+    pairs = [(event["tid"], int(event["ts"] * 1000)) for event in found if event["ph"] == "E"]
+    assert sorted(pairs) == sorted(ends)
 
 
 def test_a_trace_that_the_browser_cannot_open_is_said() -> None:

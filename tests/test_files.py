@@ -34,6 +34,24 @@ def test_nothing_stays_of_what_failed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """What it points to is written; a link to an open file of the process's is not replaced."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("before")
+    link.symlink_to(target)
+    with whole_file(link) as file:
+        file.write(b"after")
+    assert link.is_symlink()
+    assert target.read_text() == "after"
+    with (tmp_path / "open").open("wb") as opened:
+        out = tmp_path / "out"
+        out.symlink_to(f"/proc/self/fd/{opened.fileno()}")
+        with whole_file(out) as file:
+            file.write(b"straight")
+        assert out.is_symlink()
+    assert (tmp_path / "open").read_bytes() == b"straight"
+
+
 @TO
 def test_a_full_disk_is_one_line(to: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A device is written to and never replaced; that it is full is said with its name."""
@@ -46,7 +64,7 @@ def test_a_full_disk_is_one_line(to: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @TO
-@pytest.mark.parametrize("target", ["/nowhere/x.json", "{folder}"])
+@pytest.mark.parametrize("target", ["/nowhere/x.json", "{folder}", ".", "/"])
 def test_a_place_that_cannot_be_written(
     to: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from firetrace.tracer.stream import blocks
 from firetrace.tracer.table import Table, read_table
 from firetrace.tui.cli import main
 from tests.support.perfetto import PerfettoTrace
+from tests.support.random_journal import RandomJournal
 from tests.support.recordings import recorded
 
 
@@ -127,6 +128,21 @@ def test_perfetto_gets_the_part(journal: Path, tmp_path: Path) -> None:
             "select extract_arg(arg_set_id, 'args.iteration') as n from slice where name = 'step'"
         )
     assert [row["n"] for row in steps] == [7]
+
+
+def test_scalars_go_with_their_spans(tmp_path: Path) -> None:
+    """Also where a span is in another block than its scalar."""
+    random = RandomJournal(tmp_path, 2)
+    random.write(4000)
+    random.close()
+    spans = set(read_table(random.path).numbers.tolist())
+    for what in ({"to_epoch": 0}, {"errors": True}, {"slower_than_ns": 10**12}, {"to_epoch": 2}):
+        found = kept(random.path, **what)
+        numbers = {number for block in found for number in block.numbers.tolist()}
+        parents = {each for block in found for each in block.scalars["parent"].tolist()}
+        assert parents & spans <= numbers  # others are on guesses that proved wrong
+        if what != {"to_epoch": 2}:
+            assert not names(found, "step")
 
 
 def test_an_empty_part(journal: Path) -> None:

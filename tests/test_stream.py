@@ -64,6 +64,27 @@ def test_blocks_together_are_the_table(journal: RandomJournal) -> None:
 
 
 @SEEDS
+def test_blocks_of_a_growing_journal_are_of_one_moment(
+    journal: RandomJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens after the first block was read shows in none."""
+    journal.write(3000)
+    journal.now = journal.writer.now_ns() + 10**9  # what comes now is not past
+    before = read_table(journal.path)
+    found = []
+    for block in blocks(journal.path):
+        found.append(block)
+        journal.write(400)
+    rows = np.concatenate([block.rows for block in found])
+    numbers = np.concatenate([block.numbers for block in found])
+    rows, numbers = rows[np.argsort(numbers)], np.sort(numbers)
+    assert np.array_equal(numbers, before.numbers[np.isin(before.numbers, numbers)])
+    voided = np.setdiff1d(before.numbers, numbers)  # a guess that proved wrong meanwhile
+    assert set(voided.tolist()) <= set(before.numbers[before.rows["end"] == 0].tolist())
+    assert np.array_equal(rows["end"], before.rows["end"][np.isin(before.numbers, numbers)])
+
+
+@SEEDS
 def test_a_span_comes_once_when_it_has_ended(journal: RandomJournal) -> None:
     """However the writing and the reading take turns; with it come all of its scalars."""
     found: list[int] = []

@@ -19,6 +19,8 @@ from firetrace.tracer.table import Table, block
 
 #: Windows a block: 131,072 rows, 4 MiB.
 BLOCK_WINDOWS = 16
+#: What happened so long ago is in the file.
+SETTLED_NS = 1_000_000
 NO_SPAN = int(Flag.SCALAR | Flag.VOID)
 
 
@@ -133,15 +135,23 @@ class Stream:
 def blocks(path: Path) -> Iterator[Table]:
     """Every span that a journal holds now, as it stands, in the order of the file.
 
-    Parents stand before their children. There is at least one block, perhaps an empty one.
+    Parents stand before their children. There is at least one block, perhaps an empty one. Of a
+    journal that grows meanwhile this is the state of one moment, when the first block is read.
 
     Raises:
         JournalError: it cannot be read.
     """
     with JournalReader(path) as reader:
+        until = reader.now_ns() - SETTLED_NS if reader.alive() is not False else None
         while True:
             reader.poll(BLOCK_WINDOWS)
-            yield hoisted(block(reader, *reader.take(everything=True)), reader)
+            rows, numbers = reader.take(everything=True)
+            if until is not None:
+                known = rows["start"] <= until
+                rows, numbers = rows[known], numbers[known]
+                later = (rows["end"] > until) & (rows["flags"] & Flag.SCALAR == 0)
+                rows["end"][later] = 0
+            yield hoisted(block(reader, rows, numbers), reader)
             if not reader.behind:
                 return
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -103,6 +104,22 @@ def _duration(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; say 500ms, 2s or 1m")
     return int(float(match[1]) * UNITS[match[2].replace("µ", "u")])
+
+
+def _assert_free(port: int) -> None:
+    """Say now that a port is taken, not after a long export.
+
+    Raises:
+        OSError: it is taken; its ``filename`` says which.
+    """
+    if port:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                error.filename = f"port {port}"
+                raise
 
 
 def _port(text: str) -> int:
@@ -252,6 +269,9 @@ def open_in_perfetto(journal: Path, arguments: argparse.Namespace) -> int:
 
     name = journal.parent.name
     ui = None if arguments.online else offline_ui()
+    _assert_free(arguments.port)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # nothing stays behind when ssh is gone
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="firetrace-") as folder:
         path = Path(folder) / f"{name}.json.gz"
         arguments.to, arguments.split = "chrome", "auto"

@@ -61,6 +61,13 @@ def _width(highest: int) -> int:
     return max(1, -(-len(str(highest)) // 4))
 
 
+#: Arguments of a span that are not the user's.
+OURS = {
+    "epoch", "iteration", "row", "skipped", "error", "cut",
+    "exception.type", "exception.message", "exception.stacktrace",
+}  # fmt: skip
+
+
 class Columns:
     """Writes the spans of one process.
 
@@ -79,6 +86,7 @@ class Columns:
         self._known = np.zeros(MAX_NAMES, bool)
         self._widest = 16
         self._noted = np.empty(0, np.int64)  # rows with attributes or an exception, sorted
+        self._open_from: set[tuple[int, int]] = set()  # lanes and starts of open spans
 
     def text(self, table: Table, first: int, base: int) -> bytes:
         """Up to ``CHUNK`` spans of a table from position ``first`` on, each after a comma.
@@ -107,13 +115,45 @@ class Columns:
         told = self._told(table, rows, numbers)
         matrix["more"] = 0
         matrix["more"][told] = MARK[0]
-        if len(is_open):
-            self._leave_open(matrix, is_open)
+        pairs = self._pairs(rows, is_open)
+        if len(is_open) or len(pairs):
+            self._leave_open(matrix, np.concatenate([is_open, pairs]))
         flat = matrix.view(np.uint8)
         text = flat[flat != 0].tobytes()
-        if len(is_open):
+        if len(is_open) or len(pairs):
             self._layout = ()  # what was blanked is to be written anew
-        return self._with_marks(text, table, rows, numbers, told)
+        text = self._with_marks(text, table, rows, numbers, told)
+        return text + self._ends(rows, numbers, pairs, base)
+
+    def _pairs(self, rows: Rows, is_open: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Spans that begin with an open one: Perfetto would put a complete event before it.
+
+        One without duration it puts after it, and the end of such a pair before its beginning.
+        """
+        lanes, starts = rows["lane"], rows["start"]
+        self._open_from |= set(zip(lanes[is_open].tolist(), starts[is_open].tolist(), strict=True))
+        if not self._open_from:
+            return is_open[:0]
+        times = [start for _, start in self._open_from]
+        found = np.flatnonzero((rows["end"] > starts) & np.isin(starts, times))
+        both = zip(lanes[found].tolist(), starts[found].tolist(), strict=True)
+        begin_so = np.array([each in self._open_from for each in both], bool)
+        pairs: npt.NDArray[np.int64] = found[begin_so]
+        return pairs
+
+    def _ends(self, rows: Rows, numbers: Any, pairs: npt.NDArray[np.int64], base: int) -> bytes:
+        """The ends of these spans, of those that end together the inner ones first."""
+        lines = []
+        for end, _, lane in sorted(
+            zip(
+                rows["end"][pairs].tolist(), (-numbers[pairs].astype(np.int64)).tolist(),
+                rows["lane"][pairs].tolist(), strict=True,
+            )
+        ):  # fmt: skip
+            micro, nano = divmod(end - base, 1000)
+            tid = self._tids[lane].decode()
+            lines.append(f',\n{{"ph":"E","ts":{micro}.{nano:03},"pid":{self._pid},"tid":{tid}}}')
+        return encoded("".join(lines))
 
     def _put(self, matrix: Any, field: int, values: Any) -> None:
         """Write whole numbers in cells of four digits, the last ones first."""
@@ -234,9 +274,10 @@ class Columns:
 def more_arguments(table: Table, number: int, flags: int) -> bytes:
     """Arguments of a span that failed, was cut short or skipped, or is the user's own."""
     meta = table.meta
-    more: dict[str, Any] = {
-        safe(str(key)): shown(value) for key, value in meta.attributes.get(number, {}).items()
-    }
+    more: dict[str, Any] = {}
+    for key, value in meta.attributes.get(number, {}).items():
+        name = safe(str(key))
+        more[f"attribute.{name}" if name in OURS else name] = shown(value)
     if flags & Flag.SKIPPED:
         more["skipped"] = True
     exception = meta.exceptions.get(number)

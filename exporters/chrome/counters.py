@@ -96,6 +96,9 @@ class Rate:
         return times[order].tolist(), rates[order].tolist(), waits[order].tolist()
 
 
+RATES = "steps/s", "data wait %"
+
+
 class Counters:
     """The counters of one process.
 
@@ -147,7 +150,7 @@ class Counters:
     def _template(self, table: Table, lane: int, name: str) -> tuple[str, str]:
         """What stands before a point's time, and between its time and its value."""
         engine = label(table.lane_of(lane))
-        key = as_json(safe(name))
+        key = as_json(safe(f"{name} (metric)" if name in RATES else name))
         return (
             ',\n{"ph":"C","ts":',
             f',"pid":{self._pid},"name":{as_json(engine)},"args":{{{key}:',
@@ -159,7 +162,7 @@ class Counters:
         for lane, rate in sorted(self._rates.items()):
             engine = label(table.lane_of(lane))
             times, speeds, waits = rate.points()
-            for key, values in (("steps/s", speeds), ("data wait %", waits)):
+            for key, values in zip(RATES, (speeds, waits), strict=True):
                 lines += [
                     line("C", self._pid, time - base, name=engine, args={key: value})
                     for time, value in zip(times, values, strict=True)

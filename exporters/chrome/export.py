@@ -60,7 +60,7 @@ def export_chrome(
     if isinstance(blocks, Table):
         blocks, total = [blocks], len(blocks)
     with whole_file(path) as file:
-        return _write(blocks, file, path.suffix == ".gz", progress, total)
+        return _write(blocks, file, path.suffix.lower() == ".gz", progress, total)
 
 
 def _write(
@@ -208,7 +208,7 @@ def uncompressed_bytes(path: Path) -> int:
         OSError: it cannot be read.
     """
     size = path.stat().st_size
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         return size
     with open(path, "rb") as file:
         file.seek(-4, os.SEEK_END)

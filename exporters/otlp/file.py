@@ -25,7 +25,8 @@ from firetrace.tracer.ids import span_ids
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 
-LINE_SPANS = 1000
+#: Spans a line, and characters: a Collector's file receiver breaks lines over 1 MiB.
+LINE_SPANS, LINE_SIZE = 1000, 900_000
 MARK = "\0firetrace:%s\0"  # no name in a template is this
 
 
@@ -45,7 +46,7 @@ def export_otlp_file(
         JournalError: the journal cannot be read.
         OSError: the file cannot be written.
     """
-    count, zipped = 0, path.suffix == ".gz"
+    count, zipped = 0, path.suffix.lower() == ".gz"
     with whole_file(path) as file, _zipped(file) if zipped else nullcontext(file) as output:
         for line, spans in lines(journal, selection, split):
             output.write(line)
@@ -98,22 +99,25 @@ class _Lines:
             rows.tolist(), strict=True,
         )  # fmt: skip
         texts: list[str] = []
+        size = 0
         for shape, trace, parent_trace, id, above, row in columns:
             if shape:
                 _, name, lane, _, epoch, iteration, end, start = row
                 template = self._templates[name, lane, shape]
                 if shape == CHILD:
-                    texts.append(template % (trace, id, above, start, end, epoch, iteration))
+                    text = template % (trace, id, above, start, end, epoch, iteration)
                 else:
                     own = trace, id, start, end, epoch, iteration
-                    texts.append(template % (*own, parent_trace, above))
+                    text = template % (*own, parent_trace, above)
             else:
-                texts.append(next(others))
-            if len(texts) == LINE_SPANS:
+                text = next(others)
+            length = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+            if texts and (len(texts) == LINE_SPANS or size + length > LINE_SIZE):
                 yield self._line(texts), len(texts)
-                texts = []
-        if texts:
-            yield self._line(texts), len(texts)
+                texts, size = [], 0
+            texts.append(text)
+            size += length
+        yield self._line(texts), len(texts)
 
     def _line(self, texts: list[str]) -> bytes:
         return (self._head + ",".join(texts) + self._tail).encode("utf-8", "replace")

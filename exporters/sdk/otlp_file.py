@@ -13,6 +13,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from firetrace.exporters.otlp.encoding import otlp_json_line
 from firetrace.exporters.sdk.span_file import FileSpanExporter
 
+#: A Collector's file receiver breaks lines over 1 MiB.
+LINE_BYTES = 900_000
+
 
 class OtlpFileExporter(FileSpanExporter):
     """Writes spans as JSON lines, one ``TracesData`` for each batch.
@@ -27,7 +30,11 @@ class OtlpFileExporter(FileSpanExporter):
         if not spans:
             return []
         try:
-            return [otlp_json_line(spans)]
+            line = otlp_json_line(spans)
+            if len(line) > LINE_BYTES and len(spans) > 1:
+                middle = len(spans) // 2
+                return self._lines(spans[:middle]) + self._lines(spans[middle:])
+            return [line]
         except Exception as error:  # a name that is no UTF-8, say: it costs its own span only
             lines = []
             for span in spans:

@@ -197,7 +197,7 @@ class FileSpanExporter(SpanExporter):
         except OSError as error:
             self._warn(error)
             return False
-        self._zipped = self._path.suffix == ".gz"
+        self._zipped = self._path.suffix.lower() == ".gz"
         self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
         return True
 
@@ -248,7 +248,7 @@ def _script() -> str:
 
 def _beside(path: Path, word: str) -> Path:
     """``trace.json.gz`` and ``7`` as ``trace-7.json.gz``."""
-    bare = path.with_suffix("") if path.suffix == ".gz" else path
+    bare = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     return path.with_name(f"{bare.stem}-{word}{path.name[len(bare.stem) :]}")
 
 
