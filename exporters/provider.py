@@ -9,6 +9,7 @@ while the training runs, and does the rest when it has ended.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
@@ -72,9 +73,13 @@ class ProviderFeed:
         self._thread = threading.Thread(target=self._work, name="firetrace-provider", daemon=True)
         self._thread.start()
 
-    def finish(self, timeout_s: float) -> bool:
-        """The journal is closed: hand over the rest. Returns whether that was done in time."""
+    def end(self) -> None:
+        """The journal is closed: hand over the rest, and then end."""
         self._ending.set()
+
+    def finish(self, timeout_s: float) -> bool:
+        """Wait until everything has been handed over. Returns whether that was done in time."""
+        self.end()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -152,7 +157,7 @@ def _sdk_tracer(provider: Any) -> Tracer:
         found = get_tracer(own.name, own.version) if get_tracer is not None else None
         for tracer in (found, getattr(found, "tracer", None), getattr(found, "_tracer", None)):
             if isinstance(tracer, Tracer):
-                return tracer
+                return copy.copy(tracer)  # the SDK hands the same one to everybody
         provider = getattr(provider, "provider", None) or getattr(provider, "_provider", None)
     raise TypeError(
         "tracer_provider is no TracerProvider of OpenTelemetry's SDK; the spans are recorded, "

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from firetrace.tracer.ids import Row
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.stream import blocks
+from firetrace.tracer.stream import blocks, latest
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, Places
 
@@ -62,12 +62,15 @@ class Selector:
     def __init__(self, path: Path, selection: Selection) -> None:
         self._selection = selection
         self._reader = JournalReader(path)
-        self._reader.poll(0)  # the names
         self._lineage = Lineage(self._look_up)
         self._failed_steps: set[int] = set()
         self._failed: set[int] = set()
-        if selection.errors:
+        self._last_ns = 0  # where what is open ends
+        if selection:
+            self._reader.poll(0)  # the names
+        if selection.needs_the_end:
             for block in blocks(path):
+                self._last_ns = max(self._last_ns, latest(block.rows))
                 self._find_failures(block)
 
     def _look_up(self, number: int) -> Row | None:
@@ -121,17 +124,18 @@ class Selector:
 
     def _slow(self, block: Table, at: Places, limit: int) -> Mask:
         steps = np.unique(at.first_step[at.first_step != 0])
-        slow = [step for step in steps.tolist() if self._duration(block, step) >= limit]
-        own = block.durations(np.arange(len(block))) >= limit
+        slow = [step for step in steps.tolist() if self._duration(step) >= limit]
+        ends = np.where(block.rows["end"], block.rows["end"], self._last_ns)
+        own = ends - block.rows["start"] >= limit
         outermost = (at.root == block.numbers) | (at.epoch == block.numbers)
         mask: Mask = np.where(at.first_step, np.isin(at.first_step, slow), own | outermost)
         return mask
 
-    def _duration(self, block: Table, number: int) -> int:
+    def _duration(self, number: int) -> int:
         row = self._reader.row(number)
         if row is None:
             return 0
-        return (int(row["end"]) or block.last_ns()) - int(row["start"])
+        return (int(row["end"]) or self._last_ns) - int(row["start"])
 
     def _scalars(self, block: Table, kept: npt.NDArray[np.int64]) -> Mask:
         """The scalars of what is kept."""

@@ -13,9 +13,10 @@ import pytest
 
 from firetrace.exporters.otlp.delivery import Cursor, CursorError, Delivery, deliver
 from firetrace.exporters.otlp.protobuf import Batch
-from firetrace.exporters.otlp.sender import Sender, connect
+from firetrace.exporters.otlp.sender import Sender, Sent, connect
 from firetrace.exporters.otlp.transport import http_answer
 from firetrace.tracer.ids import span_ids
+from firetrace.tracer.reader import Position
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
 from firetrace.tui.cli import main
@@ -253,6 +254,18 @@ def test_it_goes_on_at_its_cursor(journal: Path, left: int) -> None:
         assert cursor.done
         assert cursor.sent >= len(received) - 1024
         cursor.close()
+
+
+def test_a_cursor_of_another_journal_counts_for_nothing(journal: Path) -> None:
+    """Its file was left where a new run is recorded."""
+    cursor = Cursor(journal)
+    cursor.write(Position(99, {}, []), Sent(accepted=5), done=True)
+    cursor.close()
+    path = cursor.path
+    path.write_text(path.read_text().replace('"journal": "', '"journal": "0'))
+    cursor = Cursor(journal)
+    assert (cursor.position, cursor.done, cursor.sent) == (None, False, 0)
+    cursor.close()
 
 
 def test_two_do_not_send_the_same_journal(journal: Path) -> None:

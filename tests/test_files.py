@@ -86,3 +86,13 @@ def test_a_pipe_gets_the_trace_alone(tmp_path: Path) -> None:
     )
     assert json.loads(done.stdout)[0]["name"] == "process_name"
     assert b"spans" in done.stderr
+
+
+def test_the_run_itself_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    """An output that is one of the run's files is wrong usage."""
+    directory = record(epochs=1, steps=3)
+    (journal,) = directory.glob("*.rows")
+    before = journal.read_bytes()
+    assert main(["export", "--to", "chrome", "-o", str(journal), str(directory)]) == 2
+    assert journal.read_bytes() == before
+    assert "is a part of the run" in capsys.readouterr().err

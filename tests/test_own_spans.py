@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, EventEnum, Events
 from ignite.metrics import Average
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -312,6 +312,30 @@ def test_spans_of_the_program_nest_in_the_open_row(
         assert ours[span.parent.span_id].context.trace_id == span.context.trace_id
     assert theirs["inner"].parent == theirs["in the process function"].context
     assert theirs["before"].parent is theirs["after"].parent is None
+
+
+def test_a_guess_is_no_parent(exporter: tuple[trace.Tracer, InMemorySpanExporter]) -> None:
+    """A phase that comes only every other time: the program's spans have a parent that is one."""
+    tracer, found = exporter
+
+    class Phase(EventEnum):
+        OPTIMIZER_COMPLETED = "optimizer"
+
+    def step(engine: Engine, batch: Any) -> None:
+        if engine.state.iteration % 2:
+            engine.fire_event(Phase.OPTIMIZER_COMPLETED)
+        else:
+            tracer.start_span("mine").end()
+
+    engine, handler = Engine(step), TraceHandler()
+    engine.register_events(*Phase)
+    handler.attach(engine)
+    engine.run(range(8))
+    handler.close()
+    ours = {span.context.span_id for span in handler.spans() if span.context}
+    mine = found.get_finished_spans()
+    assert len(mine) == 4
+    assert all(span.parent and span.parent.span_id in ours for span in mine)
 
 
 def test_log_records_carry_the_ids() -> None:

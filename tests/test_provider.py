@@ -198,3 +198,67 @@ def test_a_batch_processor_keeps_up() -> None:
     assert len(recorded) > 4000
     provider.force_flush()
     assert len(memory.get_finished_spans()) == len(recorded)
+
+
+def test_two_recordings_share_a_provider(tmp_path: Path) -> None:
+    """Each feed has its own ids, and the provider's tracers keep theirs."""
+    provider, memory = pipeline()
+    handlers = [TraceHandler(tmp_path / name, tracer_provider=provider) for name in "ab"]
+    engines = [Engine(lambda engine, batch: time.sleep(0.001)) for _ in handlers]
+    expected = set()
+    for handler, engine in zip(handlers, engines, strict=True):
+        handler.attach(engine)
+        engine.run(range(40))
+    for handler in handlers:
+        expected |= {span.context.span_id for span in handler.spans() if span.context}
+        handler.close()
+    got = [span.context.span_id for span in memory.get_finished_spans() if span.context]
+    assert sorted(got) == sorted(expected)
+    tracer = provider.get_tracer("firetrace", "0.1.0")
+    assert tracer.start_span("a").get_span_context() != tracer.start_span("b").get_span_context()
+
+
+TRIALS = """
+import sys
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from ignite.engine import Engine
+from firetrace import TraceHandler
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(sys.argv[1])))
+ids = set()
+def trial():
+    handler, engine = TraceHandler(tracer_provider=provider), Engine(lambda engine, batch: None)
+    handler.attach(engine)
+    engine.run(range(60))
+    ids.update(span.context.span_id for span in handler.spans())
+for _ in range(3):
+    trial()
+print(len(ids))
+"""
+
+
+def test_handlers_that_are_dropped_lose_nothing() -> None:
+    """A trial after the other, each with a handler that nobody closes."""
+    with OtlpHttpServer() as server:
+        done = subprocess.run(
+            [sys.executable, "-c", TRIALS, server.endpoint], cwd=ROOT, capture_output=True,
+            text=True, timeout=60, check=True,
+        )  # fmt: skip
+        ids = [item.span.span_id for item in server.spans()]
+    assert len(ids) == len(set(ids)) == int(done.stdout)
+    assert "Error" not in done.stderr
+
+
+def test_who_joins_is_told_whose_settings_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second handler of the same directory cannot add a provider; it is not silent about it."""
+    provider, _ = pipeline()
+    first = TraceHandler(tmp_path / "run")
+    TraceHandler(tmp_path / "run")
+    assert "whose settings stay" not in caplog.text
+    TraceHandler(tmp_path / "run", tracer_provider=provider)
+    assert "whose settings stay" in caplog.text
+    first.close()

@@ -22,6 +22,7 @@ from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
 from firetrace.tui.cli import main
 from tests.support.otlp_server import OtlpHttpServer, attributes
+from tests.support.recordings import record
 
 ROOT = Path(__file__).parents[1]
 SHORT = "r.record(epochs=3, steps=50)"
@@ -162,7 +163,7 @@ def relay_of(path: Path) -> int:
     for each in Path("/proc").iterdir():
         if each.name.isdigit():
             try:
-                words = (each / "cmdline").read_bytes().split(b"\0")
+                words = (each / "cmdline").read_bytes()
             except OSError:
                 continue
             if b"firetrace.exporters.otlp.relay" in words and os.fsencode(path) in words:
@@ -216,6 +217,66 @@ def test_following_by_hand(backend: OtlpHttpServer) -> None:
     assert set(received) == ids_of(path)
     assert sum(received.values()) == len(received)
     assert f"{len(received):,} spans sent and acknowledged" in said
+
+
+def test_prune_leaves_what_is_being_sent(backend: OtlpHttpServer) -> None:
+    """The training is over, its backend down: the run is not old yet."""
+    backend.stop()
+    path = run(SHORT, FIRETRACE_OTLP_WAIT="0")
+    assert main(["prune", "--keep", "0"]) == 0
+    assert path.exists()
+    backend.start()
+    until(lambda: idle(path), 60)
+    assert set(received_by(backend)) == ids_of(path)
+    assert main(["prune", "--keep", "0"]) == 0
+    assert not path.parent.exists()
+
+
+def test_the_relay_imports_nothing_of_the_trainings_folder(
+    backend: OtlpHttpServer, tmp_path: Path
+) -> None:
+    """A ``random.py`` beside the training is the training's."""
+    for name in ("random", "logging", "queue", "requests"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
+    script = tmp_path / "scripts" / "train.py"
+    script.parent.mkdir()
+    script.write_text("from tests.support import recordings as r\nr.record(epochs=1, steps=9)\n")
+    subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)),
+        check=True, timeout=60,
+    )  # fmt: skip
+    path = journal()
+    assert set(received_by(backend)) == ids_of(path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("executable", None), ("frozen", True)])
+def test_a_program_that_is_no_python(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is recorded and told; started again it would train again."""
+    monkeypatch.setattr(sys, name, value, raising=False)
+    monkeypatch.setenv("FIRETRACE_OTLP", "1")
+    assert len(read_table(open_run(record(epochs=1, steps=3)).newest)) > 10
+    assert "--resume" in caplog.text
+
+
+def test_children_of_a_guess_wait_for_it(backend: OtlpHttpServer) -> None:
+    """In the first iteration nobody knows whether it has a phase: no parent is one that is none."""
+    code = (
+        "import time\n"
+        "from ignite.engine import Engine\n"
+        "from firetrace import TraceHandler\n"
+        "h = TraceHandler()\n"
+        "def update(engine, batch):\n"
+        "    with h.span('mine'):\n        time.sleep(0.3)\n"
+        "    time.sleep(1.5)\n"
+        "e = Engine(update)\nh.attach(e)\ne.run([1])\n"
+    )
+    path = run(code)
+    spans = [item.span for item in backend.spans()]
+    ids = {span.span_id for span in spans}
+    assert {span.parent_span_id for span in spans} <= {b"", *ids}
+    assert {int.from_bytes(id, "big") for id in ids} == ids_of(path)
 
 
 def test_an_endpoint_alone_starts_nothing(

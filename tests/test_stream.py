@@ -23,6 +23,7 @@ from firetrace.tracer.traces import (
     trace_of,
     traces_of,
 )
+from firetrace.tracer.writer import JournalWriter
 from tests.support.random_journal import RandomJournal
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
@@ -174,6 +175,29 @@ def test_a_trace_is_whole_and_bounded(journal: RandomJournal, split: str) -> Non
             assert (span.attributes or {})["ignite.run.id"] == "r"
     streamed = {span.context.span_id: span.to_json() for span in journal_spans(table.path, split)}
     assert streamed == {id: span.to_json() for id, span in spans.items()}
+
+
+def test_what_lies_outside_of_steps_is_bounded_too(tmp_path: Path) -> None:
+    """Many epochs with much at their ends, and a handler that makes spans without end."""
+    for name, epochs, beside in (("many", 200, 90), ("one", 1, 25_000)):
+        writer = JournalWriter(tmp_path / name, {}, min_free_bytes=0)
+        pen, lane = writer.pen(), writer.lane("Engine", 1)
+        label = {kind: writer.name(kind, kind) for kind in ("run", "epoch", "step", "span")}
+        run = pen.open(0, label["run"], lane, 0, 0, 0, 0, 1000)
+        for number in range(1, epochs + 1):
+            epoch = pen.open(run, label["epoch"], lane, 0, number, 0, 0, 1000)
+            step = pen.open(epoch, label["step"], lane, 0, number, 1, 0, 1000)
+            rows = [step, *(
+                pen.open(epoch, label["span"], lane, 0, number, 1, 0, 1000) for _ in range(beside)
+            ), epoch]  # fmt: skip
+            for row in rows:
+                pen.close(row, 2000, 0)
+        pen.close(run, 2000, 0)
+        writer.close()
+        table = read_table(writer.path)
+        sizes = Counter(span.context.trace_id for span in readable_spans(table, split="step"))
+        assert sizes.most_common(1)[0][1] < MOST_SPANS
+        assert sum(sizes.values()) == len(table)
 
 
 @pytest.mark.parametrize(

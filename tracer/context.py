@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import context, trace
 
 from firetrace.tracer.ids import span_id
+from firetrace.tracer.journal import Flag
 from firetrace.tracer.traces import Lineage, TraceIds, trace_of
 
 if TYPE_CHECKING:
@@ -45,11 +46,20 @@ class CurrentRow(trace.NonRecordingSpan):
             return trace.INVALID_SPAN_CONTEXT
         last, found = self._last
         if last != number:
-            place, ids = self._lineage.place(number), self._ids
-            trace_id = ids.of(trace_of(ids.split, number, place), place.root)
-            found = trace.SpanContext(trace_id, span_id(ids.seed, number), False, SAMPLED)
+            certain, ids = self._certain(number), self._ids
+            place = self._lineage.place(certain)
+            trace_id = ids.of(trace_of(ids.split, certain, place), place.root)
+            found = trace.SpanContext(trace_id, span_id(ids.seed, certain), False, SAMPLED)
             self._last = number, found
         return found
+
+    def _certain(self, number: int) -> int:
+        """The innermost row that is more than a guess: another one may turn out to be no span."""
+        while (row := self._rows.writer.look_up(number)) is not None:
+            if not row.flags & Flag.GUESS or not row.parent:
+                break
+            number = row.parent
+        return number
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.get_span_context()!r})"

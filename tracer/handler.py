@@ -160,7 +160,7 @@ class TraceHandler:
             tracer.watch(*more)
             self._tracers[engine] = weakref.ref(tracer)
 
-    def span(self, name: str, **attributes: Any) -> UserSpan:
+    def span(self, name: str, /, **attributes: Any) -> UserSpan:
         """Record a span of your own: ``with handler.span("augment", cases=4): ...``.
 
         Inside a process function or a handler of an engine that is recorded; elsewhere nothing is.

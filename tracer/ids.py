@@ -24,6 +24,7 @@ class Row(NamedTuple):
     parent: int
     kind: str
     epoch_number: int
+    flags: int = 0
 
 
 def trace_id(seed: bytes, split: int = 0, anchor: int = 0, part: int = 0) -> int:

@@ -229,7 +229,8 @@ class JournalReader:
     def take(self, before_ns: int | None = None, everything: bool = False) -> tuple[Rows, Numbers]:
         """Hand out the rows that will not change any more and forget them; the others stay.
 
-        A scalar stays with its span.
+        A scalar stays with its span, and what is in a phase whose name is a guess stays with that:
+        if it proves wrong, it is no span.
 
         Args:
             before_ns: only what ended before this, Unix ns.
@@ -241,6 +242,9 @@ class JournalReader:
             stay[self._open] = True
             if before_ns is not None:
                 stay |= (rows["end"] >= before_ns) & (rows["flags"] & Flag.SCALAR == 0)
+            guesses = numbers[(rows["end"] == 0) & (rows["flags"] & Flag.GUESS != 0)]
+            if len(guesses):
+                stay |= np.isin(rows["parent"], guesses)
             scalars = np.flatnonzero(rows["flags"] & Flag.SCALAR)
             stay[scalars] = np.isin(rows["parent"][scalars], numbers[stay])
         taken = rows[~stay], numbers[~stay]

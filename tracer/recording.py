@@ -46,8 +46,11 @@ class Settings:
 class Feed(Protocol):
     """Hands a journal on while it grows, in a thread of its own."""
 
+    def end(self) -> None:
+        """The journal is closed: hand over the rest, and then end."""
+
     def finish(self, timeout_s: float) -> bool:
-        """The journal is closed: hand over the rest, and say whether it was done in time."""
+        """Wait until everything has been handed over, and say whether that was done in time."""
 
 
 class Recording:
@@ -125,7 +128,7 @@ class Recording:
         try:
             relay.start(journal)
             self.relayed = journal
-        except OSError as error:
+        except Exception as error:
             log.warning(
                 "firetrace sends nothing meanwhile (%s); 'firetrace export --resume' will", error
             )
@@ -137,7 +140,7 @@ class Recording:
             log.warning("firetrace: %s", error)
             return
         # Registered now, it runs before the provider, which is older, shuts down.
-        atexit.register(_finish, weakref.ref(self))
+        atexit.register(self.finish_feed)
 
     def finish_feed(self) -> None:
         """End the recording and hand on what has not been handed on."""
@@ -145,6 +148,7 @@ class Recording:
             return
         self.close()
         feed, self._feed = self._feed, None
+        atexit.unregister(self.finish_feed)
         if not feed.finish(relay.wait_seconds(self.settings.otlp_wait_s)):
             log.warning("firetrace: not all spans could be handed on in time")
 
@@ -201,6 +205,8 @@ class Recording:
                     self.writer.close()
                 except Exception as error:
                     log.debug("closing the journal: %s", error)
+            if self._feed is not None:
+                self._feed.end()
 
     def forget(self) -> None:
         """Stop everyone from writing (in a forked child nothing else may be done)."""
@@ -228,9 +234,9 @@ def shared(settings: Settings) -> Recording:
         found = _shared.get(key)
         if key is None and (found is None or found.ended):
             found = next((r for r in _shared.values() if not r.ended), None)
-            if found is not None and replace(settings, directory=found.settings.directory) != (
-                found.settings
-            ):
+        if found is not None and not found.ended:
+            own = replace(settings, directory=found.settings.directory)
+            if own not in (found.settings, Settings(own.directory, found.settings.name)):
                 log.warning(
                     "firetrace: this handler joins the recording of another one in this process, "
                     "whose settings stay: %s", found.settings
@@ -240,17 +246,12 @@ def shared(settings: Settings) -> Recording:
         return found.join()
 
 
-def _finish(recording: weakref.ref[Recording]) -> None:
-    held = recording()
-    if held is not None:
-        held.finish_feed()
-
-
 def close_all() -> None:
     """End every recording of this process, and wait a little for what is still being sent."""
     recordings = list(_recordings)
     for recording in recordings:
         recording.close()
+        recording.finish_feed()
     end = time.monotonic()
     for recording in recordings:
         if recording.relayed is not None and not recording.inherited:

@@ -20,6 +20,13 @@ from firetrace.tracer.reader import lock_is_held
 #: Seconds for which the end of the training waits for the relay, unless told otherwise.
 WAIT_S = 5.0
 START_TIMEOUT_S = 30.0
+#: Not ``-m``: what lies in the current folder, a ``random.py`` perhaps, is the training's.
+PROGRAM = """\
+import sys
+sys.path = [each for each in sys.path if each]
+from firetrace.exporters.otlp.relay import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def wanted(said: bool | None) -> bool:
@@ -47,10 +54,12 @@ def start(journal: Path) -> None:
     Raises:
         OSError: it could not be started.
     """
-    command = [sys.executable, "-m", "firetrace.exporters.otlp.relay", str(journal)]
-    quiet = subprocess.DEVNULL
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise OSError("this program is no Python that could run a relay")
+    command, quiet = [sys.executable, "-c", PROGRAM, str(journal)], subprocess.DEVNULL
+    environment = {**os.environ, "FIRETRACE_OTLP": "0"}
     helper = subprocess.Popen(
-        command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
+        command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True, env=environment
     )
     try:
         code = helper.wait(START_TIMEOUT_S)

@@ -22,7 +22,8 @@ from typing import Any
 from platformdirs import user_state_path
 
 from firetrace.tracer.errors import FiretraceError, RunNotFoundError
-from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.lock import lock_path
+from firetrace.tracer.reader import JournalReader, lock_is_held
 
 FOLDER = "firetrace-runs"
 
@@ -154,8 +155,10 @@ class Run:
         return sum(f.stat().st_blocks * 512 for f in self.path.iterdir() if f.is_file())
 
     def alive(self) -> bool:
-        """Whether a process still writes to it."""
+        """Whether a process still writes to it, or sends it on."""
         for journal in self.journals:
+            if lock_is_held(lock_path(journal)):
+                return True
             with JournalReader(journal) as reader:
                 if reader.alive():
                     return True

@@ -22,7 +22,7 @@ class UserSpan:
         self._entered: tuple[Node, int, int] | None = None
 
     def set_attribute(self, key: str, value: Any) -> None:
-        """Note something on the span, while it is open or after."""
+        """Note something on the span. After its end it may have been sent on without it."""
         self._note({key: value})
 
     def _note(self, attributes: dict[str, Any]) -> None:

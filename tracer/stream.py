@@ -8,12 +8,13 @@ training goes on. A block is a ``Table`` of some of the rows; a parent may be in
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, Flag, Rows
+from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, WEAKLY_ORDERED, Flag, Rows
 from firetrace.tracer.reader import JournalReader, Numbers, Position
 from firetrace.tracer.table import Table, block
 
@@ -55,6 +56,8 @@ class Stream:
         while True:
             reader.poll(BLOCK_WINDOWS)
             if not reader.behind:
+                if WEAKLY_ORDERED:
+                    time.sleep(SETTLED_NS / 1e9)
                 reader.poll(BLOCK_WINDOWS)  # what was being closed while it was read
             self._before = self._after
             rows, numbers = reader.take(self._horizon() if reader.behind else None)
@@ -62,8 +65,17 @@ class Stream:
             found = self._block(rows, numbers)
             if len(found) or len(found.scalars):
                 yield found
+                self._forget(found)
             if not reader.behind:
                 return
+
+    def _forget(self, block: Table) -> None:
+        """Let go of what was noted on these spans: nobody will ask for it again."""
+        meta = self.reader.meta
+        for noted in (meta.attributes, meta.exceptions, meta.reasons):
+            if noted:
+                for number in np.intersect1d(np.array([*noted]), block.numbers).tolist():
+                    del noted[number]
 
     def rest(self) -> Table:
         """What is open and will not end any more. The last thing to ask for."""
@@ -142,7 +154,7 @@ def blocks(path: Path) -> Iterator[Table]:
         JournalError: it cannot be read.
     """
     with JournalReader(path) as reader:
-        until = reader.now_ns() - SETTLED_NS if reader.alive() is not False else None
+        until = reader.now_ns() - SETTLED_NS if reader.alive() else None
         while True:
             reader.poll(BLOCK_WINDOWS)
             rows, numbers = reader.take(everything=True)

@@ -29,8 +29,10 @@ from firetrace.tracer.table import Table
 SPLITS = ("run", "epoch", "step")
 #: Spans of a trace: rows whose numbers lie this close together, and the rest of their last step.
 PART, MOST_SPANS = 4096, 10_000
-#: Epochs whose own spans share a trace where every step has one. They have some 30 each.
-PART_EPOCHS = 128
+#: Where every step has a trace, the run and so many of its epochs share one, with what each of
+#: them, and the run, has beside its steps within so many rows of its beginning.
+PART_EPOCHS, NEAR = 32, 256
+FAR = 2**29  # part numbers of what lies further from the run's beginning
 #: From here on ``auto`` takes smaller pieces; and what is expected of a step and of an epoch.
 FITS, STEP_SPANS, EPOCH_SPANS = 2_000, 20, 30
 MOST_REMEMBERED = 20_000
@@ -153,7 +155,11 @@ def trace_of(split: str, number: int, place: Place) -> tuple[int, int]:
     """The trace of a row: the row with which it begins, and its part."""
     begins = {"run": place.root, "epoch": place.epoch, "step": place.first_step}[split]
     if not begins:
-        return place.root, place.epoch_number // PART_EPOCHS if split == "step" else 0
+        if place.epoch and number - place.epoch >= NEAR:
+            return place.epoch, (number - place.epoch) // PART
+        if not place.epoch and number - place.root >= NEAR:
+            return place.root, FAR + (number - place.root) // PART
+        return place.root, place.epoch_number // PART_EPOCHS
     unit = place.step if place.step >= begins else begins
     part = (number - unit) // PART
     return (unit, part) if part else (begins, (unit - begins) // PART)
@@ -161,13 +167,20 @@ def trace_of(split: str, number: int, place: Place) -> tuple[int, int]:
 
 def traces_of(split: str, numbers: npt.NDArray[np.uint32], at: Places) -> tuple[Ints, Ints]:
     """``trace_of`` many rows."""
-    own = {"run": at.root, "epoch": at.epoch, "step": at.first_step}[split]
-    unit = np.where(at.step >= own, at.step, own)
+    begins = {"run": at.root, "epoch": at.epoch, "step": at.first_step}[split]
+    unit = np.where(at.step >= begins, at.step, begins)
     part = (numbers - unit) // PART
-    anchor = np.where(part > 0, unit, own)
-    part = np.where(part > 0, part, (unit - own) // PART)
-    around = at.epoch_number // PART_EPOCHS if split == "step" else np.zeros_like(part)
-    return np.where(own, anchor, at.root), np.where(own, part, around)
+    anchor = np.where(part > 0, unit, begins)
+    part = np.where(part > 0, part, (unit - begins) // PART)
+    # What is outside of these: near to the beginning of its epoch or run, or far from it.
+    outer = np.where(at.epoch, at.epoch, at.root)
+    far = numbers - outer >= NEAR
+    piece = (numbers - outer) // PART + np.where(at.epoch, 0, FAR)
+    around = np.where(far, piece, at.epoch_number // PART_EPOCHS)
+    return (
+        np.where(begins, anchor, np.where(far, outer, at.root)),
+        np.where(begins, part, around),
+    )
 
 
 class TraceIds:

@@ -174,8 +174,8 @@ class JournalWriter:
             return None
         if len(data) < ROW_BYTES:
             return None
-        parent, name, _, _, epoch, _, _, _ = journal.ROW.unpack(data)
-        return Row(parent, self._kinds.get(name, ""), epoch)
+        parent, name, _, flags, epoch, _, _, _ = journal.ROW.unpack(data)
+        return Row(parent, self._kinds.get(name, ""), epoch, flags)
 
     def lane(self, engine: str, key: int) -> int:
         """A lane for an engine (told apart by ``key``) in the calling thread."""

@@ -160,6 +160,8 @@ def export(journal: Path, arguments: argparse.Namespace) -> int:
     from firetrace.exporters.files import is_device
 
     path = arguments.output or Path(f"{journal.parent.name}{_SUFFIXES[arguments.to]}")
+    if path.exists() and any(path.samefile(each) for each in journal.parent.iterdir()):
+        raise UsageError(f"{path}: is a part of the run")
     chosen = selection(arguments)
     count = _write(journal, path, arguments, chosen)
     where = "Open it in https://ui.perfetto.dev" if arguments.to == "chrome" else "OTLP JSON Lines"

@@ -19,7 +19,7 @@ from firetrace.exporters.selection import Selection, Selector
 from firetrace.exporters.spans import maker
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.lock import lock_path, take_lock
-from firetrace.tracer.reader import Position
+from firetrace.tracer.reader import JournalReader, Position
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 
@@ -48,6 +48,8 @@ class Cursor:
             self._lock = take_lock(lock_path(journal)) if lock is None else lock
         except BlockingIOError as error:
             raise CursorError(f"{journal}: another process is sending it") from error
+        with JournalReader(journal) as reader:
+            self._seed = reader.header.seed.hex()
         self.position: Position | None = None
         self.done = False  #: everything was sent, and there will be no more
         self.sent = self.rejected = 0  #: spans, by all who used this cursor
@@ -63,6 +65,8 @@ class Cursor:
             found = json.loads(self.path.read_text())
             if found["version"] != VERSION:
                 raise CursorError(f"{self.path}: version {found['version']} is not known here")
+            if found["journal"] != self._seed:  # of one that was here before
+                return
             filled = {int(window): int(count) for window, count in found["filled"].items()}
             self.position = Position(int(found["windows"]), filled, [int(n) for n in found["kept"]])
             self.done = bool(found["done"])
@@ -75,9 +79,9 @@ class Cursor:
     def write(self, position: Position, sent: Sent, done: bool = False) -> None:
         """Note that everything up to here has been acknowledged or rejected."""
         new = {
-            "version": VERSION, "windows": position.windows, "filled": position.filled,
-            "kept": position.kept, "done": done, "sent": self.sent + sent.accepted,
-            "rejected": self.rejected + sent.rejected,
+            "version": VERSION, "journal": self._seed, "windows": position.windows,
+            "filled": position.filled, "kept": position.kept, "done": done,
+            "sent": self.sent + sent.accepted, "rejected": self.rejected + sent.rejected,
         }  # fmt: skip
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(new) + "\n")

@@ -1,6 +1,6 @@
 """The relay: a process that tails a journal and sends its spans by OTLP as they end.
 
-``python -m firetrace.exporters.otlp.relay ROWS``, started by ``firetrace.tracer.relay``. It ends
+Started by ``firetrace.tracer.relay`` as a process of its own, with the rows file's path. It ends
 when the training has ended, however that was, and everything is sent, or when the backend has not
 been there for ``FIRETRACE_OTLP_LINGER`` seconds after that (600 by default); then ``firetrace
 export --resume`` sends the rest. What it has to say goes to ``<journal>.otlp.log``.
@@ -9,7 +9,6 @@ export --resume`` sends the rest. What it has to say goes to ``<journal>.otlp.lo
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 LINGER_S = 600.0
@@ -63,14 +62,13 @@ def _relay(journal: Path, lock: int) -> int:
         from firetrace.exporters.otlp.delivery import Cursor, Delivery
         from firetrace.exporters.otlp.sender import Sender, connect
 
-        dead_since: list[float] = []
+        waiting = [0.0, -1.0]  # since when the training is over and nothing is taken; taken then
 
         def told(line: str) -> None:
             log.warning(line)
-            if delivery.alive:
-                return
-            dead_since.append(time.monotonic())
-            if time.monotonic() - dead_since[0] > _linger():
+            if delivery.alive or sender.sent.accepted != waiting[1]:
+                waiting[:] = time.monotonic(), sender.sent.accepted
+            elif time.monotonic() - waiting[0] > _linger():
                 stop.set()
 
         gc.freeze()  # spans hold no cycles, so there is little to collect
@@ -95,7 +93,3 @@ def _linger() -> float:
         return float(os.environ.get("FIRETRACE_OTLP_LINGER", LINGER_S))
     except ValueError:
         return LINGER_S
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -111,7 +111,8 @@ class Sender:
 
     def send(self, batch: Batch) -> bool:
         """Send a batch. Returns False if it was given up: then its spans are still to be sent."""
-        if self.gave_up:
+        if self.gave_up or self.stop.is_set():
+            self.gave_up = True
             self.sent.unsent += len(batch)
             return False
         waited, wait = 0.0, FIRST_WAIT_S
