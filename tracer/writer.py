@@ -94,7 +94,10 @@ class JournalWriter:
         hold_lock(self._lock_fd)
         meta = stem.with_name(stem.name + ".meta.jsonl")
         self._meta_fd = os.open(meta, flags | os.O_APPEND, 0o666)
-        self._fd = os.open(self.path, flags, 0o666)
+        if self.path.exists():
+            raise FileExistsError(f"{self.path}")
+        unborn = stem.with_name(stem.name + ".rows.new")
+        self._fd = os.open(unborn, flags, 0o666)
 
         self._free_floor = min_free_bytes
         if min_free_bytes is None:
@@ -109,6 +112,7 @@ class JournalWriter:
         journal.written_here.add(self.seed)
         self.note("process", resource=resource)
         os.pwrite(self._fd, header.pack(), 0)
+        os.rename(unborn, self.path)  # whoever finds the journal finds its header
         if every > 1:
             self._thin(every)
 
