@@ -1,7 +1,7 @@
 """Reading: from a finished journal to the whole report, against loading the same run as JSON.
 
 firetrace opens the journal, reads all of it and computes everything that ``firetrace report``
-says (``read_table``, ``report``). The peer only parses the run's Chrome trace (``json.load``) and
+says (``read_report``). The peer only parses the run's Chrome trace (``json.load``) and
 computes nothing. Wall time, in one new interpreter that has done both once, files in the page
 cache; the two alternate and are compared in pairs. The parsed objects are freed outside the
 timing, which favours the peer. The garbage collector is on, as in any program that calls
@@ -27,12 +27,11 @@ def read(
     journal: str, trace: str, pairs: int, collect: bool
 ) -> tuple[list[float], list[float], int]:
     """Seconds to load the JSON, seconds to compute the report, spans. For a new interpreter."""
-    from firetrace.tracer.table import read_table
-    from firetrace.tui.model import report
+    from firetrace.tui.model.report import read_report
 
     def our_seconds() -> float:
         start = time.perf_counter()
-        report(read_table(Path(journal)))
+        read_report(journal)
         return time.perf_counter() - start
 
     def peer_seconds() -> float:
@@ -44,7 +43,7 @@ def read(
             raise RuntimeError(f"{len(events)} events of at least {spans}")
         return used
 
-    spans = report(read_table(Path(journal))).spans
+    spans = read_report(journal).spans
     peer_seconds()
     if not collect:
         gc.disable()

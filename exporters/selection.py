@@ -19,6 +19,7 @@ from firetrace.tracer.stream import blocks, latest
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, Places
 
+FOREVER = 2**63 - 1
 Mask = npt.NDArray[np.bool_]
 
 
@@ -31,12 +32,16 @@ class Selection:
         to_epoch: up to and with this epoch.
         slower_than_ns: whole steps that took at least so long; of what lies outside of steps, the
             runs and epochs and whatever itself took as long.
+        from_ns: what ended at this time, Unix ns, or later; steps are kept whole.
+        to_ns: what began at this time, Unix ns, or before; steps are kept whole.
         errors: whole steps in which something failed, and what failed outside of steps.
     """
 
     from_epoch: int | None = None
     to_epoch: int | None = None
     slower_than_ns: int | None = None
+    from_ns: int | None = None
+    to_ns: int | None = None
     errors: bool = False
 
     def __bool__(self) -> bool:
@@ -114,6 +119,8 @@ class Selector:
                 at.epoch_number <= (2**32 if last is None else last)
             )
             mask &= (inside & (at.epoch != 0)) | (at.root == block.numbers)
+        if selection.from_ns is not None or selection.to_ns is not None:
+            mask &= self._between(block, at, selection.from_ns or 0, selection.to_ns or FOREVER)
         if selection.slower_than_ns is not None:
             mask &= self._slow(block, at, selection.slower_than_ns)
         if selection.errors:
@@ -129,6 +136,18 @@ class Selector:
         own = ends - block.rows["start"] >= limit
         outermost = (at.root == block.numbers) | (at.epoch == block.numbers)
         mask: Mask = np.where(at.first_step, np.isin(at.first_step, slow), own | outermost)
+        return mask
+
+    def _between(self, block: Table, at: Places, from_ns: int, to_ns: int) -> Mask:
+        steps, which = np.unique(at.first_step, return_inverse=True)
+        rows = [self._reader.row(step) for step in steps.tolist()]
+        near = [
+            row is not None and row["start"] <= to_ns and (not row["end"] or row["end"] >= from_ns)
+            for row in rows
+        ]
+        start, end = block.rows["start"], block.rows["end"]
+        own = (start <= to_ns) & ((end == 0) | (end >= from_ns))
+        mask: Mask = np.where(at.first_step, np.array(near, bool)[which], own)
         return mask
 
     def _duration(self, number: int) -> int:

@@ -75,23 +75,19 @@ def wait_for_run(training: subprocess.Popen[bytes], before: set[Path]) -> Path |
 
 def print_progress(run: Path, training: subprocess.Popen[bytes]) -> None:
     """A line an epoch, from the journal alone."""
-    from firetrace.tracer.reader import JournalReader
     from firetrace.tracer.run import open_run
-    from firetrace.tracer.table import table
     from firetrace.tui.format import duration
-    from firetrace.tui.model import report
+    from firetrace.tui.model.report import read_report
 
-    shown = 0
-    with JournalReader(open_run(run).newest) as reader:
-        while training.poll() is None:
-            reader.poll()
-            now = report(table(reader))
-            if now.progress.epoch > shown:
-                shown = now.progress.epoch
-                left = now.progress.eta_ns
-                eta = "" if left is None else f", ETA {duration(left)}"
-                say(f"epoch {shown} of {now.progress.max_epochs}, {now.steps} steps{eta}")
-            time.sleep(0.5)
+    shown, journal = 0, open_run(run).newest
+    while training.poll() is None:
+        now = read_report(journal)
+        if now.progress.epoch > shown:
+            shown = now.progress.epoch
+            left = now.progress.eta_ns
+            eta = "" if left is None else f", ETA {duration(left)}"
+            say(f"epoch {shown} of {now.progress.max_epochs}, {now.steps} steps{eta}")
+        time.sleep(0.5)
 
 
 def say(text: str) -> None:

@@ -1,73 +1,27 @@
 from __future__ import annotations
 
-import html
 import re
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from ignite.engine import Engine
 from rich.cells import cell_len
-from textual.pilot import Pilot
 from textual.widgets import DataTable
 
 from firetrace.tui import app as app_module
 from firetrace.tui.app import WatchApp
-from firetrace.tui.keys import KEYS
 from firetrace.tui.widgets.headline import Headline
-from firetrace.tui.widgets.help import Help
 from firetrace.tui.widgets.slowest import SlowestTable
 from firetrace.tui.widgets.stats_table import PhaseTable
 from firetrace.tui.widgets.timeline import AXIS_LINES, Timeline
 from tests.support.recordings import Growing, record, record_failing, record_killed
-
-SIZE = (120, 36)
+from tests.support.screens import SIZE, row_of_cursor, screen_of, timeline, until, until_shown
 
 
 @pytest.fixture(autouse=True)
 def fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not wait for a reader made for eyes."""
     monkeypatch.setattr(app_module, "PERIOD_S", 0.06)
-
-
-def screen(app: WatchApp) -> str:
-    """What the terminal shows, as text."""
-    rows: dict[float, str] = {}
-    for y, text in re.findall(
-        r'<text[^>]* y="([\d.]+)"[^>]*>(.*?)</text>', app.export_screenshot()
-    ):
-        rows[float(y)] = rows.get(float(y), "") + html.unescape(text).replace("\xa0", " ")
-    return "\n".join(rows[y] for y in sorted(rows))
-
-
-async def until(pilot: Pilot[str], condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, for ten seconds at most."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}:\n{screen_of(pilot)}"
-        await pilot.pause(0.03)  # a look costs as much as a frame
-
-
-async def until_shown(pilot: Pilot[str], *texts: str) -> None:
-    """Wait until the screen shows all these."""
-    await until(pilot, lambda: all(text in screen_of(pilot) for text in texts), f"not {texts}")
-
-
-def screen_of(pilot: Pilot[str]) -> str:
-    assert isinstance(pilot.app, WatchApp)
-    return screen(pilot.app)
-
-
-def timeline(pilot: Pilot[str]) -> Timeline:
-    return pilot.app.screen_stack[0].query_one(Timeline)
-
-
-def row_of_cursor(pilot: Pilot[str]) -> tuple[int, str]:
-    """The cursor's line of the screen, and what stands there."""
-    view = timeline(pilot)
-    y = view.line - view.scroll_offset.y + AXIS_LINES
-    return y, view.render_line(y).text.split("(")[0].strip()[:20].strip()
 
 
 async def test_shows_a_finished_run() -> None:
@@ -182,8 +136,11 @@ async def test_names_of_a_trace_are_text() -> None:
     async with WatchApp(str(directory)).run_test(size=(200, 60)) as pilot:
         await until_shown(pilot, "DONE", "[red]日本語[/red]␛")  # among the handlers
         view = timeline(pilot)
-        view.unfolded.update(range(10_000))
         await pilot.press("home")
+        view.unfolded = set(range(10_000))
+        assert isinstance(pilot.app, WatchApp)
+        assert pilot.app.shown is not None
+        view.show(pilot.app.shown)
         await until_shown(pilot, "ITERATION_COMPLETED", "[red]日本語[/red]␛[31m␛]0;")
         for y in range(view.size.height):
             strip = view.render_line(y)
@@ -267,156 +224,11 @@ async def test_choosing_a_slow_step_goes_there() -> None:
         await until_shown(pilot, "Slowest steps", "DONE")
         table = pilot.app.query_one(SlowestTable)
         table.focus()
+        await until(pilot, lambda: table.has_focus, "no focus")
         await pilot.press("down", "enter")
-        assert table.get_row_at(1)[1].plain == row_of_cursor(pilot)[1].split()[-1]
-        assert timeline(pilot).has_focus
-
-
-# One check a key: it gets the pilot on a run with two errors, the cursor on the first row.
-
-Check = Callable[[Pilot[str], str], Awaitable[None]]
-
-
-async def check_quit(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    await until(pilot, lambda: pilot.app.return_code == 0, "still there")
-
-
-async def check_pause(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    await until_shown(pilot, "PAUSED")
-
-
-async def check_follow(pilot: Pilot[str], key: str) -> None:
-    await until_shown(pilot, "BROWSE")
-    await pilot.press("tab", key)
-    await until_shown(pilot, "FOLLOW")
-
-
-async def check_up(pilot: Pilot[str], key: str) -> None:
-    await pilot.press("down", "down", key)
-    assert timeline(pilot).line == 1
-
-
-async def check_down(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    assert timeline(pilot).line == 1
-
-
-async def check_page_down(pilot: Pilot[str], key: str) -> None:
-    await pilot.press("c", key)
-    assert timeline(pilot).line > 5
-
-
-async def check_page_up(pilot: Pilot[str], key: str) -> None:
-    await pilot.press("c", "pagedown", key)
-    assert timeline(pilot).line == 0
-
-
-async def check_top(pilot: Pilot[str], key: str) -> None:
-    await pilot.press("down", "down", key)
-    assert timeline(pilot).line == 0
-
-
-async def check_fold(pilot: Pilot[str], key: str) -> None:
-    view = timeline(pilot)
-    await pilot.press("e", key)
-    assert view.line > 0
-    await pilot.press(*[key] * 8)
-    assert view.cursor not in view.unfolded
-    assert row_of_cursor(pilot)[1].endswith("run Trainer")
-
-
-async def check_unfold(pilot: Pilot[str], key: str) -> None:
-    view = timeline(pilot)
-    await pilot.press("left", key)
-    assert view.cursor in view.unfolded
-    await pilot.press(key)
-    assert view.line == 1
-
-
-async def check_toggle(pilot: Pilot[str], key: str) -> None:
-    view = timeline(pilot)
-    before = view.cursor in view.unfolded
-    await pilot.press(key)
-    assert (view.cursor in view.unfolded) is not before
-
-
-async def check_next_pane(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    assert isinstance(pilot.app.focused, PhaseTable)
-
-
-async def check_short(pilot: Pilot[str], key: str) -> None:
-    assert "GET_BATCH_STARTED" not in screen_of(pilot)
-    await pilot.press("e", "left", "left", key)
-    await until_shown(pilot, "GET_BATCH_STARTED")
-
-
-async def check_next_error(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    assert "forward" in row_of_cursor(pilot)[1]
-    first = timeline(pilot).cursor
-    await pilot.press(key)
-    assert timeline(pilot).cursor > first
-    await pilot.press(key)
-    await until_shown(pilot, "no error further on")
-
-
-async def check_previous_error(pilot: Pilot[str], key: str) -> None:
-    await pilot.press("e", "e")
-    second = timeline(pilot).cursor
-    await pilot.press(key)
-    assert timeline(pilot).cursor < second
-
-
-async def check_slowest(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    first = timeline(pilot).cursor
-    assert "step" in row_of_cursor(pilot)[1]
-    await pilot.press(key)
-    assert timeline(pilot).cursor != first
-
-
-async def check_help(pilot: Pilot[str], key: str) -> None:
-    await pilot.press(key)
-    await until_shown(pilot, *[each.help for each in KEYS])
-    await pilot.press(key)
-    await until(pilot, lambda: not isinstance(pilot.app.screen, Help), "the help stays")
-
-
-CHECKS: dict[str, Check] = {
-    "quit": check_quit,
-    "pause": check_pause,
-    "app.follow": check_follow,
-    "cursor_up": check_up,
-    "cursor_down": check_down,
-    "page_up": check_page_up,
-    "page_down": check_page_down,
-    "scroll_top": check_top,
-    "fold": check_fold,
-    "unfold": check_unfold,
-    "toggle_fold": check_toggle,
-    "app.focus_next": check_next_pane,
-    "short": check_short,
-    "error(1)": check_next_error,
-    "error(-1)": check_previous_error,
-    "slowest": check_slowest,
-    "help": check_help,
-}
-
-
-@pytest.mark.parametrize(
-    ("action", "key"), [(each.action, key) for each in KEYS for key in each.keys.split(",")]
-)
-async def test_every_key_does_what_its_help_says(action: str, key: str) -> None:
-    """Each key of the table has a check, and passes it."""
-    directory = record_failing()
-    app = WatchApp(str(directory))
-    async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await until_shown(pilot, "ENDED", "run Trainer")
-        await pilot.press("home")
-        await CHECKS[action](pilot, key)
+        wanted = f"step {table.get_row_at(1)[1].plain}"
+        await until(pilot, lambda: row_of_cursor(pilot)[1].endswith(wanted), f"not at {wanted}")
+        await until(pilot, lambda: timeline(pilot).has_focus, "the table has the focus")
 
 
 async def test_rows_of_a_table_are_moved_through_with_the_same_keys() -> None:
@@ -424,7 +236,7 @@ async def test_rows_of_a_table_are_moved_through_with_the_same_keys() -> None:
     directory = record(epochs=2)
     async with WatchApp(str(directory)).run_test(size=SIZE) as pilot:
         await until_shown(pilot, "DONE", "optimizer")
-        await pilot.press("tab", "j", "down", "k")
+        await pilot.press("tab", "tab", "j", "down", "k")
         table = pilot.app.query_one(PhaseTable)
         assert isinstance(table, DataTable)
         assert table.cursor_row == 1
@@ -434,9 +246,9 @@ async def test_rows_of_a_table_are_moved_through_with_the_same_keys() -> None:
 
 async def test_a_running_step_that_hangs_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step open for far longer than any before takes the verdict's place."""
-    monkeypatch.setattr("firetrace.tui.widgets.headline.HANG_NS", 0)
+    monkeypatch.setattr("firetrace.tui.model.verdict.HANG_NS", 0)
     with Growing(steps=20) as training:
         training.go_on(5)
         async with WatchApp().run_test(size=SIZE) as pilot:
-            await until_shown(pilot, "iteration 6 open ", "p99")
+            await until_shown(pilot, "HANGS", "hangs for ", "in forward of Trainer's iteration 6; p99")
             assert isinstance(pilot.app.query_one(Headline), Headline)

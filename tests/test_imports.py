@@ -47,6 +47,7 @@ def test_importing_firetrace_loads_nothing() -> None:
         ("import firetrace.tracer.instrumentor", {"torch", "ignite", "numpy"}),
         ("import firetrace.tui.app", {"torch", "ignite", "monai", "opentelemetry"}),
         ("import firetrace.tui.model, firetrace.tui.text", {"torch", "textual", "opentelemetry"}),
+        ("import firetrace.tui.html.page", {"torch", "ignite", "textual", "opentelemetry"}),
         ("import firetrace.exporters.chrome.export", {"torch", "textual", "opentelemetry", "rich"}),
         ("import firetrace.exporters.otlp", {"torch", "textual", "ignite", "rich"}),
     ],

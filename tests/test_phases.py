@@ -29,7 +29,7 @@ from firetrace import TraceHandler
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.seam import GAN_CALLS
 from firetrace.tracer.table import Table
-from firetrace.tui.model import report
+from firetrace.tui.model.report import read_report
 from tests.support.recordings import recorded
 from tests.support.shape import Tree, outline, tree
 from tests.support.trainings import Training
@@ -242,7 +242,7 @@ def test_steps_that_the_optimizer_skipped_are_marked() -> None:
     table = recorded(handler)
     skipped = [bool(table.rows["flags"][i] & Flag.SKIPPED) for i in named(table, "optimizer")]
     assert skipped == [True, False, False] * 2
-    assert report(table).phases["optimizer"].count == 4
+    assert read_report(table.path).phases["optimizer"].count == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
@@ -392,7 +392,7 @@ def test_a_step_is_explained(library: str, kind: str, tmp_path: Path) -> None:
             engine = create_supervised_trainer(network, optimizer, loss)
             handler.attach(engine, model=network, optimizer=optimizer, loss_fn=loss)
             engine.run([(torch.randn(4, *shape), torch.randn(4, *shape)) for _ in range(30)])
-        unexplained = report(recorded(handler)).unexplained
+        unexplained = read_report(recorded(handler).path).unexplained
         assert unexplained is not None
         found.append(unexplained)
         if unexplained < 0.01:
@@ -410,6 +410,6 @@ def test_what_no_span_explains_is_said() -> None:
     handler = TraceHandler()
     handler.attach(engine)
     engine.run(range(5))
-    unexplained = report(recorded(handler)).unexplained
+    unexplained = read_report(recorded(handler).path).unexplained
     assert unexplained is not None
     assert unexplained > 0.9

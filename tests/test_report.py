@@ -20,7 +20,7 @@ from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
 from firetrace.tui.cli import main
-from firetrace.tui.model import report
+from firetrace.tui.model.report import read_report
 from tests.support.trainings import plain_engine
 
 TRAINING = """
@@ -77,7 +77,7 @@ def test_after_kill_9_the_report_says_what_was_open(
 
 
 def test_the_numbers_are_numpys() -> None:
-    """Counts, totals and percentiles equal numpy's on the same rows."""
+    """Counts, totals and maxima equal numpy's on the same rows, percentiles within 0.4%."""
     engine = plain_engine()
     handler = TraceHandler()
     handler.attach(engine)
@@ -87,7 +87,7 @@ def test_the_numbers_are_numpys() -> None:
     with JournalReader(open_run(handler.directory).newest) as reader:
         reader.poll()
         rows, names = reader.rows, reader.meta.names
-    result = report(read_table(open_run(handler.directory).newest))
+    result = read_report(open_run(handler.directory).newest)
     for name in ("get_batch", "forward", "loss", "backward", "optimizer"):
         (id,) = (i for i, n in names.items() if (n.kind, n.text) == ("phase", name))
         mine = rows[(rows["name"] == id) & (rows["flags"] & Flag.VOID == 0)]
@@ -97,7 +97,8 @@ def test_the_numbers_are_numpys() -> None:
         assert stats.total_ns == durations.sum()
         assert stats.max_ns == durations.max()
         for percent, value in ((50, stats.p50_ns), (95, stats.p95_ns), (99, stats.p99_ns)):
-            assert abs(value - np.percentile(durations, percent)) <= 0.5
+            wanted = np.percentile(durations, percent)
+            assert abs(value - wanted) <= max(0.5, 0.004 * wanted)
     assert result.steps == 400
     assert result.epochs == 2
     assert result.spans == int((rows["flags"] & Flag.VOID == 0).sum())
@@ -136,7 +137,7 @@ def slow_part(part: str) -> Any:
     engine.run(data(), epoch_length=15)
     handler.close()
     assert handler.directory is not None
-    return report(read_table(open_run(handler.directory).newest))
+    return read_report(open_run(handler.directory).newest)
 
 
 def time_waster(pause: float) -> None:
@@ -165,7 +166,7 @@ def test_json_has_what_scripts_need(sample_run: Path, capsys: pytest.CaptureFixt
     said = json.loads(capsys.readouterr().out)
     assert said["spans"] > 100
     assert (said["steps"], said["epochs"]) == (4, 2)
-    keys = {"count", "total_ns", "p50_ns", "p95_ns", "p99_ns", "max_ns", "share"}
+    keys = {"count", "total_ns", "p50_ns", "p95_ns", "p99_ns", "max_ns", "share", "drift"}
     for group in ("phases", "handlers"):
         assert said[group]
         for stats in said[group].values():
@@ -177,6 +178,8 @@ def test_json_has_what_scripts_need(sample_run: Path, capsys: pytest.CaptureFixt
     assert "SupervisedEvaluator: CheckpointSaver.metrics_completed" in said["handlers"]
     assert said["incomplete"] == []
     assert said["slowest_steps"][0]["largest"]
+    assert [epoch["epoch"] for epoch in said["epoch_times"]] == [1, 2]
+    assert "loss" in [scalar["name"] for scalar in said["scalars"]]
 
 
 def test_the_report_is_text(sample_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,6 +199,10 @@ class JournalReader:
         """Close the file; what was read stays."""
         self._close()
 
+    def fileno(self) -> int:
+        """The descriptor of the rows file."""
+        return self._fd
+
     def __enter__(self) -> JournalReader:
         return self
 

@@ -126,7 +126,7 @@ def block(reader: JournalReader, rows: Rows, numbers: Numbers, copy: bool = Fals
         keep = np.ones(len(rows), bool)
         keep[special] = False
         keep[damaged] = False
-        rows, numbers = _hoist(rows, numbers, keep)
+        rows, numbers = hoist(rows, numbers, keep)
     elif copy:
         rows, numbers = rows.copy(), numbers.copy()
     return Table(
@@ -135,7 +135,7 @@ def block(reader: JournalReader, rows: Rows, numbers: Numbers, copy: bool = Fals
     )  # fmt: skip
 
 
-def _hoist(rows: Rows, numbers: Numbers, keep: npt.NDArray[np.bool_]) -> tuple[Rows, Numbers]:
+def hoist(rows: Rows, numbers: Numbers, keep: npt.NDArray[np.bool_]) -> tuple[Rows, Numbers]:
     """Leave rows out; their children get the nearest ancestor that stays."""
     gone, up_from = numbers[~keep], rows["parent"][~keep]
     rows, numbers = rows[keep], numbers[keep]

@@ -9,47 +9,57 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import work
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal
 from textual.message import Message
-from textual.theme import Theme
+from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Footer, Static
+from textual.widgets import Footer, Input, Static
 from textual.worker import get_current_worker
 
 from firetrace.tracer.errors import FiretraceError
+from firetrace.tui.child import Child, shell_code
+from firetrace.tui.doing import Doing
 from firetrace.tui.feed import OVER, Feed, Snapshot, Waiting
+from firetrace.tui.gauges import Gauges, Usage
 from firetrace.tui.keys import bindings
+from firetrace.tui.widgets import palette
+from firetrace.tui.widgets.detail import Detail
+from firetrace.tui.widgets.epochs import EpochsTable
 from firetrace.tui.widgets.headline import Headline
+from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.help import Help
+from firetrace.tui.widgets.output import OutputPane
+from firetrace.tui.widgets.rows_table import RowsTable
+from firetrace.tui.widgets.scalars import ScalarsPane
+from firetrace.tui.widgets.search_bar import SearchBar
 from firetrace.tui.widgets.slowest import SlowestTable
 from firetrace.tui.widgets.stats_table import HandlerTable, PhaseTable
 from firetrace.tui.widgets.step_bar import StepBar
 from firetrace.tui.widgets.timeline import Timeline
+from firetrace.tui.widgets.vitals import Vitals
 
 PERIOD_S = 0.25
 #: The reader rests this many times as long as it worked.
 REST = 4
+#: How often the gauges are looked at.
+GAUGES_S = 2.0
 #: With ``exit_when_done``: how long the end stays on the screen.
 LINGER_S = 1.5
-
-THEME = Theme(
-    name="firetrace", dark=True, primary="#6ea8d8", secondary="#58b0a2", accent="#6ea8d8",
-    foreground="#d5dae0", background="#14171c", surface="#1b1f26", panel="#20262e",
-    warning="#d8a657", error="#e06c75", success="#8fb573",
-)  # fmt: skip
+VIEWS = ("all", "tree", "tables", "epochs")
 
 
-class WatchApp(App[str]):
+class WatchApp(Doing):
     """Shows a run. Its result is None, or why it could not be read.
 
     Args:
         name: as for ``find_run``: a path, a run's name, or None for the newest.
         exit_when_done: leave by itself a moment after the run is over.
+        child: the program that is recorded, if it runs under the app; its output gets a pane.
     """
 
     CSS_PATH = "firetrace.tcss"
@@ -70,45 +80,69 @@ class WatchApp(App[str]):
             """Only the newest counts."""
             return isinstance(message, WatchApp.Read)
 
-    def __init__(self, name: str | None = None, exit_when_done: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, name: str | None = None, exit_when_done: bool = False, child: Child | None = None
+    ) -> None:
+        super().__init__(child)
         self._name, self._exit_when_done = name, exit_when_done
         self._leaving = threading.Event()
+        self._switched = False  # to another run; told to the reader
         self._linger: Timer | None = None
-        self._shown: Snapshot | None = None
         self._held: Snapshot | None = None  # newest while paused
         self._paused = False
+        self._pattern = ""  # what was searched for last
+        #: what the program prints; None if no program runs under the app
+        self.output = OutputPane(child, id="output") if child is not None else None
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
         yield Headline()
+        yield Vitals()
         yield StepBar()
+        yield HeatStrip()
         yield Static("", id="waiting", markup=False)
         with Horizontal(id="panes"):
             yield PhaseTable(id="phases")
             yield HandlerTable(id="handlers")
             yield SlowestTable(id="slowest")
-        yield Timeline()
+        yield EpochsTable(id="epochs")
+        yield ScalarsPane()
+        with Horizontal(id="lower"):
+            yield Timeline()
+            yield Detail()
+        if self.output is not None:
+            yield self.output
+        yield SearchBar()
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
         """Begin to read."""
-        self.register_theme(THEME)
-        self.theme = THEME.name
-        self.query_one(Timeline).focus()
+        for each in palette.THEMES:
+            if each.theme is not None:
+                self.register_theme(each.theme)
+        self.theme = palette.DARK.name
+        self._set_view("all")
+        self.timeline.focus()
         self._read_on()
 
     def on_unmount(self) -> None:
         """Wake the reader, so that leaving does not wait for it."""
         self._leaving.set()
+        self.close_page()
+
+    # Reading
 
     @work(thread=True, exclusive=True, exit_on_error=True)
     def _read_on(self) -> None:
         """Read until the app leaves (in a thread of its own)."""
-        worker, feed = get_current_worker(), Feed(self._name)
+        worker, feed, gauges, looked = get_current_worker(), Feed(self._name), None, 0.0
         try:
             while not worker.is_cancelled:
                 began = time.monotonic()
+                if self._switched:
+                    self._switched = False
+                    feed.close()
+                    feed, gauges = Feed(self._name), None
                 try:
                     found = feed.poll()
                 except FiretraceError as error:
@@ -116,21 +150,46 @@ class WatchApp(App[str]):
                     return
                 if found is not None:
                     self.post_message(self.Read(found))
-                if self._leaving.wait(max(PERIOD_S, REST * (time.monotonic() - began))):
+                if isinstance(found, Snapshot) and found.tree.open.alive:
+                    header = found.tree.open.header
+                    if gauges is None or gauges.header != header:
+                        gauges = Gauges(header)
+                    if began - looked >= GAUGES_S:
+                        looked = began
+                        self.call_later(self._show_usage, gauges, gauges.look())
+                unread = isinstance(found, Snapshot) and found.read < 1
+                rest = 0.0 if unread else max(PERIOD_S, REST * (time.monotonic() - began))
+                if self._leaving.wait(rest):
                     return
         finally:
             feed.close()
+
+    def _show_usage(self, gauges: Gauges, usage: Usage | None) -> None:
+        if self.screen_stack:
+            vitals = self.main(Vitals)
+            vitals.gauges, vitals.usage = gauges, usage
+
+    def switch_to(self, name: str) -> None:
+        """Show another run or journal."""
+        self._name, self._switched = name, True
+        self.shown = self._held = None
+        self._paused = False
+        self.timeline.follow()
+        self.timeline.unfolded = set()
+        self._show_mode()
 
     def on_watch_app_read(self, message: Read) -> None:
         """Draw it, unless the picture is held."""
         found = message.found
         if isinstance(found, Waiting):
-            self.query_one(Headline).waiting = found.reason
-            self.query_one("#waiting", Static).update(f"waiting for a run to begin\n{found.reason}")
+            self.main(Headline).waiting = found.reason
+            self.screen_stack[0].query_one("#waiting", Static).update(
+                f"waiting for a run to begin\n{found.reason}"
+            )
             self.screen_stack[0].add_class("waiting")
             return
         if self._exit_when_done:
-            self._leave_soon(found.report.state in OVER)
+            self._leave_soon(found.report.state in OVER and found.read == 1)
         if self._paused:
             self._held = found
             self._show_mode()
@@ -140,17 +199,20 @@ class WatchApp(App[str]):
     def _show(self, snapshot: Snapshot) -> None:
         if not self.screen_stack:
             return  # the app is closing
-        old, self._shown = self._shown, snapshot
+        old, self.shown = self.shown, snapshot
         main = self.screen_stack[0]
         if main.has_class("waiting"):
             main.remove_class("waiting")
-            self.call_after_refresh(self._timeline.focus)  # hidden, it had lost the focus
-        main.query_one(Headline).snapshot = snapshot
+            self.call_after_refresh(self.timeline.focus)  # hidden, it had lost the focus
+        self.main(Headline).snapshot = snapshot
         if old is None or old.report is not snapshot.report:
-            main.query_one(StepBar).snapshot = snapshot
-            for table in (PhaseTable, HandlerTable, SlowestTable):
-                main.query_one(table).show(snapshot)
-        main.query_one(Timeline).show(snapshot)
+            self.main(Vitals).snapshot = snapshot
+            self.main(StepBar).snapshot = snapshot
+            self.main(HeatStrip).snapshot = snapshot
+            for table in main.query(".rows").results(RowsTable):
+                table.show(snapshot)
+            self.main(ScalarsPane).show(snapshot)
+        self.timeline.show(snapshot)
 
     def _leave_soon(self, over: bool) -> None:
         if over and self._linger is None:
@@ -159,35 +221,68 @@ class WatchApp(App[str]):
             self._linger.stop()
             self._linger = None
 
-    @property
-    def _timeline(self) -> Timeline:
-        return self.screen_stack[0].query_one(Timeline)
+    def on_output_pane_ended(self, message: OutputPane.Ended) -> None:
+        """The program has ended; what it left is still looked at."""
+        self.say(f"the program has ended: exit code {shell_code(message.code)}")
+        if self.shown is None:
+            self.main(Headline).waiting = "the program has ended, and no engine ran in it"
+
+    # What is where
 
     def _show_mode(self) -> None:
+        if not self.screen_stack:
+            return  # the app is closing
         if self._paused:
             new = 0
-            if self._held is not None and self._shown is not None:
-                new = len(self._held.table) - len(self._shown.table)
+            if self._held is not None and self.shown is not None:
+                new = self._held.report.spans - self.shown.report.spans
             mode = f"PAUSED +{new:,}" if new > 0 else "PAUSED"
         else:
-            mode = "FOLLOW" if self._timeline.following else "BROWSE"
-        self.screen_stack[0].query_one(Headline).mode = mode
+            mode = "FOLLOW" if self.timeline.following else "BROWSE"
+        self.main(Headline).mode = mode
 
     def on_timeline_followed(self) -> None:
         """Say so in the first line."""
         self._show_mode()
 
+    def on_timeline_moved(self) -> None:
+        """The detail and the strip of steps go with the cursor."""
+        if not self.screen_stack:
+            return  # the app is closing
+        self.main(HeatStrip).cursor = self.timeline.cursor
+        detail = self.main(Detail)
+        if detail.display and self.shown is not None:
+            detail.show(self.shown, self.timeline.span)
+
+    def on_timeline_detailed(self) -> None:
+        """Show or hide the detail."""
+        detail = self.main(Detail)
+        detail.display = not detail.display
+        self.on_timeline_moved()
+
+    def _go_to(self, number: int, unfold: bool = True) -> None:
+        if self.shown is None:
+            return
+        if not self.screen_stack[0].has_class("view-all"):
+            self.action_view("tree")
+        if unfold:
+            self.timeline.unfolded = self.timeline.unfolded | {number}
+        self.timeline.go_to(number)
+        self.timeline.focus()
+
     def on_slowest_table_chosen(self, message: SlowestTable.Chosen) -> None:
         """Go to the step in the tree."""
-        self._go_to_step(message.start_ns)
-        self._timeline.focus()
+        self._go_to(message.number)
 
-    def _go_to_step(self, start_ns: int) -> None:
-        if self._shown is not None:
-            position = self._shown.tree.step_at(start_ns)
-            if position is not None:
-                self._timeline.unfolded.add(self._shown.tree.number(position))
-                self._timeline.go_to(position)
+    def on_heat_strip_chosen(self, message: HeatStrip.Chosen) -> None:
+        """Go to the step in the tree."""
+        self._go_to(message.number)
+
+    def on_epochs_table_chosen(self, message: EpochsTable.Chosen) -> None:
+        """Go to the epoch in the tree."""
+        self._go_to(message.number)
+
+    # Keys
 
     def action_pause(self) -> None:
         """Hold the picture, or show what came in the meantime."""
@@ -201,28 +296,80 @@ class WatchApp(App[str]):
         """Follow the newest step again."""
         if self._paused:
             self.action_pause()
-        self._timeline.follow()
-        self._timeline.focus()
+        self._close_search()
+        self.timeline.follow()
+        self.timeline.focus()
+
+    def action_view(self, view: str) -> None:
+        """One of ``VIEWS``, with the keys in its first pane."""
+        main = self._set_view(view)
+        first = {"tables": "#phases", "epochs": "#epochs"}.get(view, "#timeline")
+        self.call_after_refresh(main.query_one(first).focus)
+
+    def _set_view(self, view: str) -> Screen[Any]:
+        main = self.screen_stack[0]
+        for each in VIEWS:
+            main.set_class(each == view, f"view-{each}")
+        return main
 
     def action_short(self) -> None:
-        """Hide or show the events on which nothing ran."""
-        self._timeline.toggle_short()
+        """Hide longer spans too; at last none."""
+        hidden = self.timeline.hide_more()
+        self.notify(hidden or "hidden: events on which nothing ran", timeout=2)
 
     def action_error(self, direction: int) -> None:
         """Go to the next or previous error."""
-        if not self._timeline.next_error(direction):
+        if not self.timeline.next_error(direction):
             self.notify("no error further on" if direction > 0 else "no error before", timeout=2)
 
     def action_slowest(self) -> None:
         """Go to the slowest step; from one of the slowest to the next slowest."""
-        if self._shown is None or not self._shown.report.slowest_steps:
+        if self.shown is None or not self.shown.report.slowest_steps:
             return
-        tree, cursor = self._shown.tree, self._timeline.cursor
-        starts = [step.start_ns for step in self._shown.report.slowest_steps]
-        here = tree.position(cursor)
-        start = int(self._shown.table.rows["start"][here]) if here is not None else 0
-        browsing = not self._timeline.following and start in starts
-        self._go_to_step(starts[(starts.index(start) + 1) % len(starts)] if browsing else starts[0])
+        numbers = [step.number for step in self.shown.report.slowest_steps]
+        here = self.timeline.cursor
+        browsing = not self.timeline.following and here in numbers
+        self._go_to(numbers[(numbers.index(here) + 1) % len(numbers)] if browsing else numbers[0])
+
+    def action_search(self) -> None:
+        """Type what to look for."""
+        bar = self.main(SearchBar)
+        bar.display = True
+        bar.value = self._pattern
+        bar.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter as it is typed."""
+        if isinstance(event.input, SearchBar) and event.input.display:
+            self._pattern = event.value
+            self.timeline.search(event.value)
+
+    def on_search_bar_left(self, message: SearchBar.Left) -> None:
+        """Back to the tree, or to the list of what matches."""
+        if not message.keep:
+            self._close_search()
+        self.main(SearchBar).display = False
+        self.timeline.focus()
+
+    def _close_search(self) -> None:
+        self.main(SearchBar).display = False
+        self.timeline.search("")
+
+    def action_match(self, direction: int) -> None:
+        """Go to the next or previous match."""
+        if not self._pattern:
+            self.notify("nothing has been searched for: / does", timeout=2)
+        elif not self.timeline.next_match(self._pattern, direction):
+            where = "further on" if direction > 0 else "before"
+            self.notify(f"no match {where}", timeout=2)
+
+    def action_leave(self) -> None:
+        """Leave the filter, or the detail."""
+        if self.timeline.pattern:
+            self._close_search()
+        elif self.main(Detail).display:
+            self.main(Detail).display = False
+        self.timeline.focus()
 
     def action_help(self) -> None:
         """Show the help."""

@@ -40,9 +40,29 @@ RUN_EPILOG = """\
 examples:
   firetrace run train.py --epochs 20
   firetrace run -m monai.bundle run --config_file configs/train.json
+  firetrace run --watch train.py                          under the live app
   firetrace run -o runs/first torchrun --nproc_per_node 2 train.py
 
 Options for firetrace come before the program. The directory is made when the first engine runs.
+"""
+
+DIFF_DESCRIPTION = """\
+Compares two runs: which step, phase or handler got slower or faster, and whether noise could have
+made that. Of runs that differ by noise alone, one pair in twenty gets any claim at all; and what is
+claimed is at least 5% and 2 µs. 'typical' is what a few stalls do not move, 'p' the chance that
+noise makes such a difference somewhere, 'a step' what it is for each step of the training."""
+DIFF_EPILOG = """\
+examples:
+  firetrace diff baseline candidate
+  firetrace diff firetrace-runs/20250102-030405-train firetrace-runs/20250102-040506-train
+  firetrace diff --json before/rank0.1.rows after/rank0.1.rows | jq -r .verdict
+
+Noise is what varies within a run. A busy neighbour, another clock frequency, a cold file cache or
+a different machine can make the whole of one run slower, and no statistics of two runs can rule
+that out: of six equal trainings of half a second on a shared machine, 5 of the 15 pairs differed,
+by 6% to 13%. Before you believe such a difference, record both again, in turn.
+The first tenth of each name's spans (at most ten) is left out as warm-up. Exit code 0 means that
+the runs were compared, whatever came of it.
 """
 
 
@@ -98,7 +118,8 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser(
         "run", help="start a program, unchanged, and record every engine in it",
-        usage="firetrace run [-o DIR] [-n NAME] [-q] (SCRIPT | -m MODULE | COMMAND) [ARG ...]",
+        usage="firetrace run [-o DIR] [-n NAME] [-q] [--watch] (SCRIPT | -m MODULE | COMMAND) "
+        "[ARG ...]",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -110,6 +131,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-q", "--quiet", action="store_true", help="do not say where the run is recorded"
     )
+    run.add_argument(
+        "-w", "--watch", action="store_true",
+        help="run it under the live app, its output in a pane; q leaves the app, not the program",
+    )  # fmt: skip
     run.set_defaults(action=_run, wrong_usage=run.error)
 
     watch = _command(commands, "watch", _watch, "the live app: follow a run while it trains")
@@ -118,7 +143,24 @@ def parser() -> argparse.ArgumentParser:
     )
 
     report = _command(commands, "report", _report, "the numbers as text, for a log or a script")
-    report.add_argument("--json", action="store_true", help="as JSON; times in ns, shares 0 to 1")
+    how = report.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="as JSON; times in ns, shares 0 to 1")
+    how.add_argument(
+        "--html", type=Path, metavar="FILE",
+        help="as one HTML page with plots, which needs nothing else: to be mailed or kept "
+        "(-: stdout)",
+    )  # fmt: skip
+
+    diff = commands.add_parser(
+        "diff", help="compare two runs: what got slower, and could noise have done it",
+        description=DIFF_DESCRIPTION, epilog=DIFF_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    run_help = "a run's directory or name, or a .rows file"
+    diff.add_argument("before", metavar="RUN", help=run_help)
+    diff.add_argument("after", metavar="RUN", help="the one to compare with it")
+    diff.add_argument("--json", action="store_true", help="as JSON; times in ns")
+    diff.set_defaults(action=_diff)
 
     from firetrace.tui import export
 
@@ -202,6 +244,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     name = arguments.name or default_name(arguments.program)
     directory = arguments.output.absolute() if arguments.output else unused_directory(name)
+    if arguments.watch:
+        if not all(os.isatty(stream) for stream in range(3)):
+            arguments.wrong_usage("--watch needs a terminal for input, output and errors")
+        from firetrace.tui.under import run_under_app
+
+        return run_under_app(file, words, environment(directory, name), directory)
     if not arguments.quiet:
         watch = f"firetrace watch {shlex.quote(str(directory))}"
         line = f"firetrace: recording to {directory}; see it with: {watch}"
@@ -220,10 +268,11 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from firetrace.tracer.table import read_table
-    from firetrace.tui.model import report
+    if arguments.html is not None:
+        return _write_page(newest(_find(arguments)), arguments.html)
+    from firetrace.tui.model.report import read_report
 
-    result = report(read_table(newest(_find(arguments))))
+    result = read_report(newest(_find(arguments)))
     if arguments.json:
         import json
 
@@ -232,6 +281,38 @@ def _report(arguments: argparse.Namespace) -> int:
         from firetrace.tui.text import print_report
 
         print_report(result)
+    return 0
+
+
+def _write_page(journal: Path, file: Path) -> int:
+    from firetrace.exporters.files import whole_file
+    from firetrace.tui.format import printable
+    from firetrace.tui.html.page import page
+    from firetrace.tui.model.report import read_tree
+
+    data = page(read_tree(journal)).encode()
+    if str(file) == "-":
+        sys.stdout.buffer.write(data)
+        return 0
+    with whole_file(file) as out:
+        out.write(data)
+    sys.stderr.write(printable(f"firetrace: wrote {file} ({len(data) / 2**10:,.0f} KiB)") + "\n")
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from firetrace.tracer.run import find_run
+    from firetrace.tui.diff import diff
+
+    result = diff(newest(find_run(arguments.before)), newest(find_run(arguments.after)))
+    if arguments.json:
+        import json
+
+        print_line(json.dumps(result.as_json(), indent=2))
+    else:
+        from firetrace.tui.diff_text import print_diff
+
+        print_diff(result)
     return 0
 
 

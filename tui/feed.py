@@ -1,4 +1,4 @@
-"""Reads a run again and again and makes one immutable ``Snapshot`` of it each time it changed.
+"""Follows a run: reads what is new and makes one immutable ``Snapshot`` of it each time.
 
 No Textual: the app calls ``Feed.poll`` from its reader thread and hands on what comes out.
 """
@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firetrace.tracer.errors import FiretraceError, RunNotFoundError
-from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES, Header
+from firetrace.tracer.pages import Pages
 from firetrace.tracer.run import Run, base_directory, find_run, open_run
-from firetrace.tracer.table import Table, table
-from firetrace.tui.model import Report, report
-from firetrace.tui.tree import Tree
+from firetrace.tracer.stream import Stream
+from firetrace.tracer.table import Table
+from firetrace.tui.model.digest import Digest
+from firetrace.tui.model.report import Report, report, tree_of
+from firetrace.tui.model.tree import Tree
+from firetrace.tui.model.verdict import hanging
 
-#: A run's directory is there a moment before its journal, and that before its header.
+#: A path that is given may be no journal for a moment, while it is being made.
 GRACE_S = 2.0
+#: A long journal is shown as far as it has been read after this time, and again after each.
+BOOT_S = 0.7
 #: States that a run does not leave unless its program begins another one.
 OVER = ("finished", "ended", "died")
 
@@ -27,11 +34,25 @@ OVER = ("finished", "ended", "died")
 class Snapshot:
     """A journal at one moment and everything that was computed from it."""
 
-    table: Table
     report: Report
     tree: Tree
+    path: Path  #: of the journal
     rank: str
+    ranks: int  #: how many the run has
     now_ns: int  #: the present, Unix ns; of a run that is over, its last moment
+    read: float = 1.0  #: how much of the file has been read; below 1 while a long one is opened
+    notice: str = ""  #: what has become of the file: cut short, replaced, deleted
+
+    @property
+    def main_lane(self) -> int:
+        """The lane of the main engine."""
+        return self.report.main_lane
+
+    @property
+    def hanging(self) -> str:
+        """What is open for far too long, in words; empty if nothing is."""
+        running = self.report.state == "running"
+        return hanging(self.report.incomplete, self.now_ns) if running else ""
 
 
 @dataclass(frozen=True)
@@ -50,16 +71,16 @@ class Feed:
 
     def __init__(self, name: str | None) -> None:
         self._name = name
-        self._reader: JournalReader | None = None
+        self._source: Source | None = None
         self._last: Snapshot | Waiting | None = None
         self._journals: tuple[Path, ...] = ()
         self._unreadable_since: float | None = None
 
     def close(self) -> None:
         """Close the journal."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def poll(self) -> Snapshot | Waiting | None:
         """What is new; None if nothing is.
@@ -67,7 +88,7 @@ class Feed:
         Raises:
             FiretraceError: there is something, but no journal that can be read.
         """
-        found = self._read() if self._reader is not None or self._open() else self._wait()
+        found = self._read() if self._source is not None or self._open() else self._wait()
         if found is not None:
             self._last = found
         return found
@@ -81,7 +102,7 @@ class Feed:
         """Open the run's newest journal; False while there is none."""
         try:
             run = find_run(self._name)
-            self._reader = JournalReader(journal_to_show(run))
+            self._source = Source(journal_to_show(run), len(ranks_of(run)))
         except FiretraceError as error:
             if self._is_to_come(error):
                 return False
@@ -105,49 +126,136 @@ class Feed:
         return now - self._unreadable_since < GRACE_S
 
     def _read(self) -> Snapshot | None:
-        assert self._reader is not None
+        assert self._source is not None
+        source = self._source
+        notice = source.what_became_of_it()
+        if notice in (CUT_SHORT, REPLACED):
+            try:
+                self._source = Source(source.path, source.ranks, notice)
+            except FiretraceError:
+                pass  # not readable (yet): what was read stays on the screen
+            else:
+                source.close()
+                source, self._last = self._source, None
         last = self._last if isinstance(self._last, Snapshot) else None
         try:
-            changed = self._reader.poll()
-            alive = self._reader.alive()
+            changed = source.read()
+            alive = source.stream.reader.alive()
         except OSError as error:
-            raise FiretraceError(f"{self._reader.path}: {error.strerror or error}") from error
-        if last is None or changed or alive != last.table.alive:
-            now = table(self._reader)
-            rank = self._reader.path.stem.partition(".")[0].removeprefix("rank")
-            return Snapshot(now, report(now), Tree.of(now), rank, now.last_ns())
+            raise FiretraceError(f"{source.path}: {error.strerror or error}") from error
+        if last is None or changed or alive != last.tree.open.alive or notice != last.notice:
+            return source.snapshot(last.tree if last is not None else None, notice)
         if not alive:
             self._look_for_next_attempt()
             return None
         if last.report.incomplete:  # only the clock moved on: open spans got longer
-            return replace(last, now_ns=self._reader.now_ns())
+            return replace(last, now_ns=source.stream.reader.now_ns())
         return None
 
     def _look_for_next_attempt(self) -> None:
         """A run that was resumed writes another journal into the same directory."""
-        assert self._reader is not None
+        assert self._source is not None
         try:
-            run = open_run(self._reader.path.parent)
+            run = open_run(self._source.path.parent)
         except (FiretraceError, OSError):
             return  # removed while it is shown: what was read stays on the screen
         newest = journal_to_show(run)
         given_as_file = self._name is not None and Path(self._name).is_file()
-        if newest == self._reader.path or newest in self._journals or given_as_file:
+        if newest == self._source.path or newest in self._journals or given_as_file:
             return
         try:
-            reader = JournalReader(newest)
+            source = Source(newest, len(ranks_of(run)))
         except FiretraceError:
-            return  # its header is not written yet; the next poll sees it
+            return
         self.close()
-        self._reader, self._journals, self._last = reader, run.journals, None
+        self._source, self._journals, self._last = source, run.journals, None
+
+
+CUT_SHORT = "the journal was cut short: shown is what is left of it"
+REPLACED = "the journal was replaced by another one"
+DELETED = "the journal was deleted: shown is what was read before"
+
+
+class Source:
+    """A journal that is being read.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, ranks: int, notice: str = "") -> None:
+        self.path, self.ranks = path, ranks
+        self._notice = notice
+        self.stream = Stream(path)
+        self._pages = Pages(self.stream.reader)
+        self._digest = Digest(self.stream.reader.row)
+        self._blocks: Iterator[Table] | None = None
+        self._newest = 0  # the highest row number that was seen
+
+    def close(self) -> None:
+        """Close the file; trees of it stay readable."""
+        self.stream.close()
+
+    def read(self) -> bool:
+        """Take in what is new, for ``BOOT_S`` at most. Return whether anything changed."""
+        until = time.monotonic() + BOOT_S
+        before = self.stream.reader.numbers.tolist()
+        changed = self._blocks is not None
+        if self._blocks is None:
+            self._blocks = self.stream.ended()
+        for block in self._blocks:
+            self._digest.add(block)
+            self._newest = max(self._newest, int(block.numbers.max(initial=0)))
+            changed = True
+            if time.monotonic() > until:
+                return True
+        self._blocks = None
+        return changed or self.stream.reader.numbers.tolist() != before
+
+    def snapshot(self, before: Tree | None, notice: str) -> Snapshot:
+        """Everything that is known now."""
+        tree = tree_of(self._digest, self.stream, self._pages, before)
+        rank = rank_of(self.path)
+        read = 1.0
+        if self._blocks is not None:
+            whole = max(1, os.fstat(self.stream.reader.fileno()).st_size)
+            read = self.stream.reader.position.windows * self.stream.reader.header.window_bytes
+            read = min(0.99, read / whole)
+        return Snapshot(
+            report(tree), tree, self.path, str(rank) if rank is not None else self.path.stem,
+            self.ranks, tree.now_ns, read, notice or self._notice,
+        )  # fmt: skip
+
+    def what_became_of_it(self) -> str:
+        """What has happened to the file that its writer would not do; empty: nothing."""
+        fd = self.stream.reader.fileno()
+        try:
+            if os.fstat(fd).st_size < (self._newest + 1) * ROW_BYTES:
+                return CUT_SHORT
+            same = os.path.samestat(os.stat(self.path), os.fstat(fd))
+            head = Header.unpack(os.pread(fd, HEADER_BYTES, 0), self.path)
+        except OSError:
+            return DELETED
+        except FiretraceError:
+            return REPLACED
+        return "" if same and head.seed == self.stream.reader.header.seed else REPLACED
+
+
+def rank_of(journal: Path) -> int | None:
+    """The rank that wrote a journal, by its name."""
+    text = journal.stem.partition(".")[0].removeprefix("rank")
+    return int(text) if text.isdecimal() and text.isascii() else None
+
+
+def ranks_of(run: Run) -> dict[int, Path]:
+    """The newest journal of each rank, by rank; a file that names none counts as the last."""
+    found: dict[int, Path] = {}
+    for journal in run.journals:
+        rank = rank_of(journal)
+        found[rank if rank is not None else 1 << 30] = journal
+    return dict(sorted(found.items()))
 
 
 def journal_to_show(run: Run) -> Path:
     """The newest attempt of the lowest rank: all ranks do the same, and rank 0 logs."""
-
-    def rank(journal: Path) -> int:
-        text = journal.stem.partition(".")[0].removeprefix("rank")
-        return int(text) if text.isdigit() else 1 << 30
-
-    lowest = min(map(rank, run.journals))
-    return [journal for journal in run.journals if rank(journal) == lowest][-1]
+    return next(iter(ranks_of(run).values()))

@@ -5,13 +5,17 @@ Pure: no terminal, no Textual. Every function returns plain text without markup 
 
 from __future__ import annotations
 
+import math
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from rich.cells import cell_len, set_cell_size
 
 #: A name in a trace may be 10 kB long; nobody reads more of it than this.
 LONGEST = 300
+RISING = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -105,3 +109,45 @@ def bar(x: float, cells: int) -> str:
         eighths = 1
     full, rest = divmod(eighths, 8)
     return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(cells)
+
+
+def number(x: float) -> str:
+    """A scalar with four digits: ``0.1832``, ``1.2e-05``, ``nan``."""
+    return f"{x:.4g}"
+
+
+def sparkline(values: Sequence[float], cells: int, zero: bool = False) -> str:
+    """The course of values in at most ``cells`` cells, each the mean of equally many of them.
+
+    ``zero``: the lowest line is 0, for rates; otherwise it is the smallest value. What is not
+    finite leaves a gap.
+    """
+    if not values or cells < 1:
+        return ""
+    count = min(cells, len(values))
+    edges = [i * len(values) // count for i in range(count + 1)]
+    points: list[float | None] = []
+    for begin, end in pairwise(edges):
+        known = [x for x in values[begin:end] if math.isfinite(x)]
+        points.append(sum(known) / len(known) if known else None)
+    known = [x for x in points if x is not None]
+    if not known:
+        return " " * count
+    low, high = 0.0 if zero else min(known), max(known)
+    step = (high - low) / (len(RISING) - 1)
+    if not step or not math.isfinite(step):
+        return "".join(" " if x is None else RISING[3 if not zero else 0] for x in points)
+    return "".join(
+        " "
+        if x is None or not math.isfinite(x)
+        else RISING[min(7, max(0, round((x - low) / step)))]
+        for x in points
+    )
+
+
+def bytes_of(n: int) -> str:
+    """A size in bytes with a binary unit: ``812M``, ``6.2G``."""
+    for unit, scale in (("T", 2**40), ("G", 2**30), ("M", 2**20), ("K", 2**10)):
+        if n >= scale:
+            return f"{n / scale:.1f}{unit}" if n < 10 * scale else f"{n / scale:.0f}{unit}"
+    return f"{n}B"

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from firetrace.tracer.run import Run, begun_ns
-from firetrace.tui.format import duration, printable, share
-from firetrace.tui.groups import Stats
-from firetrace.tui.model import Report
+from firetrace.tui.format import duration, number, printable, share, sparkline
+from firetrace.tui.model.distribution import Stats
+from firetrace.tui.model.report import Report
 
 WORDS = {
     "running": "is running", "finished": "has finished", "ended": "was ended before its plan",
@@ -33,33 +33,59 @@ def _text(name: str) -> Text:
     return Text(printable(name))
 
 
-def print_report(report: Report) -> None:
-    """Print a report to stdout."""
-    console = _console()
-    console.print(Text.assemble(("run ", "dim"), (printable(report.run), "bold"), " ",
-                                WORDS.get(report.state, report.state)))  # fmt: skip
-    console.print(_text(report.verdict), style="bold yellow")
+def headline(report: Report) -> str:
+    """How far the run is and how fast, in a line. May hold raw text of the trace."""
     progress = report.progress
     of = f" of {progress.max_epochs}" if progress.max_epochs else ""
     line = f"{report.steps:,} steps, epoch {progress.epoch}{of}, {duration(report.duration_ns)}"
     if progress.steps_per_second:
         line += f", {progress.steps_per_second:,.1f} steps/s lately"
     if progress.eta_ns is not None:
-        line += f", ETA {duration(progress.eta_ns)}"
-    console.print(Text(f"{line}, {report.spans:,} spans ({printable(report.engine)})"))
+        least = "at least " if progress.eta_is_least else ""
+        line += f", ETA {least}{duration(progress.eta_ns)}"
+    return f"{line}, {report.spans:,} spans ({report.engine})"
+
+
+def print_report(report: Report) -> None:
+    """Print a report to stdout."""
+    console = _console()
+    console.print(Text.assemble(("run ", "dim"), (printable(report.run), "bold"), " ",
+                                WORDS.get(report.state, report.state)))  # fmt: skip
+    console.print(_text(report.verdict), style="bold yellow")
+    for more in (report.drift, report.what_if):
+        if more:
+            console.print(_text(more), style="yellow")
+    console.print(_text(headline(report)))
     if report.step:
         _print_stats(console, "step", {"step": report.step}, "", shares=False)
     _print_stats(console, "phase", report.phases, "of a step")
     if report.unexplained is not None:
-        console.print(Text(_unexplained(report.unexplained), style="dim"))
+        console.print(Text(unexplained(report.unexplained), style="dim"))
     _print_stats(console, "handler", report.handlers, "of the run")
     if report.slowest_steps:
-        table = _table("slowest steps", "epoch", "duration", "mostly")
+        table = _table("slowest steps", "epoch", "duration", "longer than usual")
         for step in report.slowest_steps:
-            parts = ", ".join(f"{printable(name)} {duration(ns)}" for name, ns in step.largest)
+            parts = ", ".join(f"{printable(name)} +{duration(ns)}" for name, ns in step.because)
             table.add_row(
                 f"{step.iteration:,}", f"{step.epoch}", duration(step.duration_ns), Text(parts)
             )
+        console.print()
+        console.print(table)
+    if report.epoch_times:
+        table = _table("epoch", "took", "steps", "waited", "other engines", "iterations")
+        for each in report.epoch_times[-MOST_ROWS:]:
+            table.add_row(
+                f"{each.epoch:,}", duration(each.end_ns - each.start_ns), duration(each.steps_ns),
+                duration(each.wait_ns) if each.wait_ns else "",
+                duration(each.nested_ns) if each.nested_ns else "", f"{each.iterations:,}",
+            )  # fmt: skip
+        console.print()
+        console.print(table)
+    if report.scalars:
+        table = _table("scalar", "n", "last", "over the run")
+        for scalar in report.scalars:
+            line = sparkline(scalar.points, 40)
+            table.add_row(_text(scalar.name), f"{scalar.count:,}", number(scalar.last), line)
         console.print()
         console.print(table)
     if report.incomplete:
@@ -78,7 +104,8 @@ def print_report(report: Report) -> None:
         console.print(Text("note  " + printable(note)), style="yellow")
 
 
-def _unexplained(part: float) -> str:
+def unexplained(part: float) -> str:
+    """What of the steps' time no span accounts for, and what helps."""
     line = f"{part:.1%} of the step time lies in none of these, nor in an event's handlers"
     if part > ENOUGH:
         line += ": name model and optimizer in attach(), or use handler.span()"
@@ -88,7 +115,7 @@ def _unexplained(part: float) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for index, column in enumerate(columns):
-        left = index == 0 or column == "mostly"
+        left = index == 0 or column == "longer than usual"
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     return table
 
@@ -99,11 +126,14 @@ def _print_stats(
     if not groups:
         return
     console.print()
-    headers = [title, "n", "total", "p50", "p95", "p99", "max"]
+    drifts = any(stats.drift is not None for stats in groups.values())
+    headers = [title, "n", "total", "p50", "p95", "p99", "max", *(["lately"] if drifts else [])]
     table = _table(*headers, *([of] if shares else []))
     for name, stats in list(groups.items())[:MOST_ROWS]:
         times = (stats.total_ns, stats.p50_ns, stats.p95_ns, stats.p99_ns, stats.max_ns)
         cells = [f"{stats.count:,}", *map(duration, times)]
+        if drifts:
+            cells.append("" if stats.drift is None else f"{stats.drift:+.0%}")
         table.add_row(_text(name), *cells, *([share(stats.share)] if shares else []))
     console.print(table)
     if len(groups) > MOST_ROWS:

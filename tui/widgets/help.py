@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import ClassVar
 
 from rich.table import Table as RichTable
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -18,7 +20,11 @@ SIGNS = (
     ("▒▒", "a span that is open now"),
     ("name ?", "the name is a guess: what followed here before"),
     ("▸ ▾", "folded, unfolded; a mouse click does both"),
-)
+    ("lately", "the median of the last 256 against the whole run's"),
+    ("steps ▄▄", "all steps of the run, equally many a cell: above how slow they usually were, "
+     "below the slowest"),
+    ("≥", "no epoch has ended yet: what comes at its end is not in the ETA"),
+)  # fmt: skip
 
 
 class Help(ModalScreen[None]):
@@ -31,12 +37,15 @@ class Help(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """One box."""
         grid = RichTable.grid(padding=(0, 2))
-        for key in KEYS:
-            grid.add_row(key.shown, key.help)
-        grid.add_row("", "")
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column()
+        for section, keys in groupby(KEYS, lambda key: key.section):
+            grid.add_row(Text(section, "dim"), "")
+            for key in keys:
+                grid.add_row(Text(key.shown), Text(key.help))
+        grid.add_row(Text("Signs", "dim"), "")
         for sign, meaning in SIGNS:
-            grid.add_row(sign, meaning)
-        grid.columns[0].style = "bold"
+            grid.add_row(Text(sign), Text(meaning))
         with VerticalScroll(id="help") as box:
             box.border_title = "Keys"
             yield Static(grid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import ClassVar, NamedTuple
 
 from rich.cells import cell_len
@@ -15,7 +14,7 @@ from textual.widgets import DataTable
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import clip
 from firetrace.tui.keys import bindings
-from firetrace.tui.widgets.palette import DIM
+from firetrace.tui.widgets.palette import colours
 
 Cells = tuple[Text, ...]
 #: More rows than anyone reads; a table of Textual's gets slow at thousands.
@@ -41,16 +40,24 @@ class RowsTable(DataTable[Text]):
     COLUMNS: ClassVar[tuple[Column, ...]]
 
     def __init__(self, *, id: str) -> None:
-        super().__init__(id=id, cursor_type="row", cursor_foreground_priority="renderable")
+        super().__init__(
+            id=id, classes="rows", cursor_type="row", cursor_foreground_priority="renderable"
+        )
         self.border_title = self.PANE
         self.name_cells = 0  #: width of the first column
         self._fitting: list[int] = []  #: indices in ``COLUMNS``; empty until laid out
         self._snapshot: Snapshot | None = None
         self._shown: dict[str, Cells] = {}
 
-    @abstractmethod
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """All rows, by key, with a cell for the name and one for each of ``COLUMNS``."""
+        raise NotImplementedError
+
+    def redraw(self) -> None:
+        """Draw all anew: the colours are others."""
+        self._shown = {}
+        if self._snapshot is not None:
+            self.show(self._snapshot)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot; only cells that changed are touched while the rows are the same."""
@@ -115,7 +122,7 @@ class RowsTable(DataTable[Text]):
         engine, _, own = name.rpartition(": ")
         own = clip(own, width)
         rest = clip(f" {engine}", width - cell_len(own)) if engine else ""
-        return Text.assemble(("▌", colour), own, (rest, DIM), no_wrap=True)
+        return Text.assemble(("▌", colour), own, (rest, colours().dim), no_wrap=True)
 
 
 def right(text: str, style: str = "") -> Text:

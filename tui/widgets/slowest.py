@@ -1,4 +1,4 @@
-"""The table of the slowest steps: which, how long, and what took it."""
+"""The table of the slowest steps: which, how long, and what took longer than usual."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from textual.widgets import DataTable
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import clip, count, duration
-from firetrace.tui.widgets.palette import Palette
+from firetrace.tui.widgets.palette import Palette, colours
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
+
+#: Nothing in it took much longer than usual.
+EVENLY = "a bit of everything"
 
 
 class SlowestTable(RowsTable):
@@ -22,23 +25,23 @@ class SlowestTable(RowsTable):
     COLUMNS: ClassVar[tuple[Column, ...]] = (Column("step", 7), Column("took", 6))
 
     class Chosen(Message):
-        """A step was chosen; ``start_ns`` tells which."""
+        """A step was chosen; ``number`` is its row's."""
 
-        def __init__(self, start_ns: int) -> None:
+        def __init__(self, number: int) -> None:
             super().__init__()
-            self.start_ns = start_ns
+            self.number = number
 
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """A row a step."""
-        palette = Palette(snapshot.table)
+        palette = Palette(snapshot.tree.meta)
         rows: dict[str, Cells] = {}
         for step in snapshot.report.slowest_steps:
-            name, ns = step.largest[0] if step.largest else ("", 0)
-            took = f" {duration(ns)}" if name else ""
+            name, ns = step.because[0] if step.because else (EVENLY, 0)
+            more = f" +{duration(ns)}" if step.because else ""
             colour = palette.phase(name)
-            name = clip(name, self.name_cells - 1 - len(took))
-            rows[str(step.start_ns)] = (
-                Text.assemble(("▌", colour), name, (took, "dim"), no_wrap=True),
+            name = clip(name, self.name_cells - 1 - len(more))
+            rows[str(step.number)] = (
+                Text.assemble(("▌", colour), name, (more, colours().dim), no_wrap=True),
                 right(count(step.iteration)),
                 right(duration(step.duration_ns), "bold"),
             )

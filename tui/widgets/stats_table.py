@@ -8,8 +8,8 @@ from rich.text import Text
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import bar, count, duration, share
-from firetrace.tui.groups import Stats
-from firetrace.tui.widgets.palette import HANDLER, Palette
+from firetrace.tui.model.distribution import Stats
+from firetrace.tui.widgets.palette import Palette, colours
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
 
 
@@ -17,8 +17,8 @@ class StatsTable(RowsTable):
     """One row a name, the longest in all first."""
 
     COLUMNS: ClassVar[tuple[Column, ...]] = (
-        Column("n", 6), Column("p50", 6), Column("p95", 6, 2), Column("p99", 6, 3),
-        Column("max", 6, 1), Column("share", 8),
+        Column("n", 7), Column("p50", 6), Column("p95", 6, 3), Column("p99", 6, 5),
+        Column("max", 6, 2), Column("lately", 6, 4), Column("share", 8),
     )  # fmt: skip
 
     def cells(self, name: str, stats: Stats, colour: str) -> Cells:
@@ -30,6 +30,7 @@ class StatsTable(RowsTable):
             right(duration(stats.p95_ns)),
             right(duration(stats.p99_ns)),
             right(duration(stats.max_ns)),
+            right(*drift(stats)),
             Text.assemble(f"{share(stats.share):>4} ", (bar(stats.share, 3), colour)),
         )
 
@@ -42,7 +43,7 @@ class PhaseTable(StatsTable):
 
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """A row a phase."""
-        palette = Palette(snapshot.table)
+        palette = Palette(snapshot.tree.meta)
         phases = snapshot.report.phases.items()
         return {name: self.cells(name, stats, palette.phase(name)) for name, stats in phases}
 
@@ -56,4 +57,17 @@ class HandlerTable(StatsTable):
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """A row a handler."""
         handlers = snapshot.report.handlers.items()
-        return {name: self.cells(name, stats, HANDLER) for name, stats in handlers}
+        return {name: self.cells(name, stats, colours().handler) for name, stats in handlers}
+
+
+#: A median that is off by less than this is drawn as no news.
+NEWS = 0.15
+
+
+def drift(stats: Stats) -> tuple[str, str]:
+    """How the last ones compare with all of the run, and in which colour."""
+    if stats.drift is None:
+        return "", ""
+    own = colours()
+    colour = own.error if stats.drift > NEWS else own.good if stats.drift < -NEWS else own.dim
+    return f"{min(9.99, stats.drift):+.0%}", colour

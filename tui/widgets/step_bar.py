@@ -1,4 +1,4 @@
-"""The third line: how fast the steps are, and what a step is made of."""
+"""The fourth line: how long a step takes, and what it is made of."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from firetrace.tui.feed import Snapshot
-from firetrace.tui.format import clip, duration, rate
-from firetrace.tui.widgets.palette import DIM, INK, STRUCTURE, Palette
+from firetrace.tui.format import clip, duration
+from firetrace.tui.widgets.palette import Palette, colours
 
 
 class StepBar(Widget):
-    """Steps a second, a step's p50 and p95, and its phases in proportion."""
+    """A step's p50 and p95, and its phases in proportion."""
 
     snapshot: reactive[Snapshot | None] = reactive(None)
 
@@ -24,26 +24,24 @@ class StepBar(Widget):
         report = self.snapshot.report
         assert report.step is not None
         line = Text(no_wrap=True, overflow="crop", end="")
-        speed = report.progress.steps_per_second
-        if speed is not None:
-            line.append(f"{rate(speed)}", "bold").append(" step/s  ", DIM)
-        line.append("step p50 ", DIM).append(duration(report.step.p50_ns))
-        line.append("  p95 ", DIM).append(f"{duration(report.step.p95_ns)}  ")
+        dim = colours().dim
+        line.append("step p50 ", dim).append(duration(report.step.p50_ns), "bold")
+        line.append("  p95 ", dim).append(f"{duration(report.step.p95_ns)}  ")
         return line + self._phases(self.snapshot, self.size.width - line.cell_len)
 
     def _phases(self, snapshot: Snapshot, width: int) -> Text:
-        palette = Palette(snapshot.table)
+        palette = Palette(snapshot.tree.meta)
         shares = [
             (name, stats.share)
             for name, stats in snapshot.report.phases.items()
             # Another engine's phases, and the loader between the steps, are no part of a step.
             if name != "loader" and ": " not in name
         ]
-        order = {name.text: id for id, name in list(snapshot.table.names.items())}
+        order = {name.text: id for id, name in list(snapshot.tree.meta.names.items())}
         shares.sort(key=lambda pair: order.get(pair[0], 0))  # as they follow one another
         whole = max(1.0, sum(share for _, share in shares))  # pairs may nest in phases
         parts = [(name, share / whole, palette.phase(name)) for name, share in shares]
-        parts.append(("other", 1 - sum(share for _, share, _ in parts), STRUCTURE))
+        parts.append(("other", 1 - sum(share for _, share, _ in parts), colours().structure))
         text, done, edge = Text(), 0.0, 0
         for name, share, colour in parts:
             done += share
@@ -53,5 +51,6 @@ class StepBar(Widget):
                 continue
             label = clip(name, cells - 1) if cells > 3 else ""
             label = label if len(label) > 2 or label == name else ""
-            text.append(f" {label}" + " " * (cells - 1 - cell_len(label)), f"{INK} on {colour}")
+            filled = f" {label}" + " " * (cells - 1 - cell_len(label))
+            text.append(filled, f"{colours().ink} on {colour}")
         return text

@@ -20,16 +20,27 @@ from textual.strip import Strip
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count
 from firetrace.tui.keys import bindings
-from firetrace.tui.tree import Lines
+from firetrace.tui.model.lines import Lines
+from firetrace.tui.model.search import Matches
+from firetrace.tui.model.tree import Span
 from firetrace.tui.widgets.palette import Palette
-from firetrace.tui.widgets.waterfall import Axis, Columns, line
+from firetrace.tui.widgets.waterfall import Axis, Columns, Place, line
 
 #: The axis stands still above the lines.
 AXIS_LINES = 1
+#: What ``c`` hides, one after the other: sizes as in ``outline.py``, and how that is called.
+HIDING = (
+    (1, ""), (7, "below 100µs hidden"), (8, "below 1ms hidden"), (9, "below 10ms hidden"),
+    (10, "below 100ms hidden"), (0, "all of them"),
+)  # fmt: skip
+ZOOM, PAN = 2.0, 0.25
 
 
 class Timeline(ScrollView, can_focus=True):
-    """Follows the newest step until a row is chosen; then that row stays where it is."""
+    """Follows the newest step until a row is chosen; then that row stays where it is.
+
+    With a pattern it is the list of the spans that match.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("rows", "tree", "all")]
     COMPONENT_CLASSES: ClassVar[set[str]] = {"timeline--cursor"}
@@ -41,55 +52,117 @@ class Timeline(ScrollView, can_focus=True):
             super().__init__()
             self.following = following
 
+    class Moved(Message):
+        """The cursor is on another span, or the same one has more to say."""
+
+        def can_replace(self, message: Message) -> bool:
+            """Only the newest counts."""
+            return isinstance(message, Timeline.Moved)
+
+    class Detailed(Message):
+        """All of the cursor's span is wanted."""
+
     def __init__(self) -> None:
         super().__init__(id="timeline")
         self.border_title = "Timeline"
         self.following = True
-        self.hide_short = True
         self.unfolded: set[int] = set()  #: row numbers
         self.cursor = 0  #: a row number
+        self.pattern = ""
+        self._hiding = 0
         self._snapshot: Snapshot | None = None
         self._palette: Palette | None = None
-        self._lines = Lines(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._lines: Lines | Matches = Lines()
         self._axis: Axis | None = None
-        self._slowest = -1
+        self._zoomed: Axis | None = None
 
     # What is shown
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot; the cursor's row stays on its line of the screen unless following."""
-        self._snapshot, self._palette = snapshot, Palette(snapshot.table)
-        if self.following:
-            newest = snapshot.tree.newest(snapshot.now_ns)
+        self._snapshot, self._palette = snapshot, Palette(snapshot.tree.meta)
+        if self.following and not self.pattern:
+            newest = snapshot.tree.newest()
             if newest is not None:
-                self.cursor = snapshot.tree.number(newest[0])
-                self.unfolded = newest[1]
+                self.cursor, self.unfolded = newest
         self._lay_out()
 
+    @property
+    def least(self) -> int:
+        """The size below which spans are hidden."""
+        return HIDING[self._hiding][0]
+
+    @property
+    def span(self) -> Span | None:
+        """The span that the cursor is on."""
+        return self._snapshot.tree.span(self.cursor) if self._snapshot is not None else None
+
+    @property
+    def frame(self) -> Span | None:
+        """The step, epoch or run around the cursor."""
+        if self._snapshot is None or self._axis is None:
+            return None
+        return self._snapshot.tree.span(self._axis.frame)
+
+    def shown_spans(self) -> list[Span]:
+        """The spans on the screen, top to bottom."""
+        if self._snapshot is None:
+            return []
+        top = round(self.scroll_offset.y)
+        bottom = min(top + self._page, len(self._lines))
+        numbers = (self._lines.at(line)[0] for line in range(top, bottom))
+        spans = (self._snapshot.tree.span(number) for number in numbers)
+        return [span for span in spans if span is not None]
+
     def _lay_out(self) -> None:
-        """Compute the lines anew and keep the view still."""
+        """Find the lines anew and keep the view still."""
         if self._snapshot is None:
             return
         tree = self._snapshot.tree
         above = self.line - self.scroll_offset.y
-        self._lines = tree.lines(self.unfolded, self.hide_short)
+        self._lines = (
+            Matches(tree, self.pattern) if self.pattern else tree.lines(self.unfolded, self.least)
+        )
         self.virtual_size = Size(self.size.width, len(self._lines) + AXIS_LINES)
-        position = tree.position(self.cursor)
-        if len(self._lines) and (position is None or self._lines.index(position) is None):
+        if len(self._lines) and self._lines.index(self.cursor) is None:
             # Gone (a wrong guess), hidden or folded away: the line nearest in time.
-            numbers = tree.table.numbers[self._lines.positions].astype(np.int64)
-            self.cursor = int(numbers[np.argmin(np.abs(numbers - self.cursor))])
-            position = tree.position(self.cursor)
-        self._axis = None if position is None else Axis.around(self._snapshot, position)
-        if self.following:
+            self.cursor = self._lines.at(self._lines.nearest(self.cursor))[0]
+        self._lay_out_axis()
+        if self.following and not self.pattern:
             self._scroll(self.max_scroll_y)
             self._reveal()
         else:
             self._scroll(self.line - above)
-        spans = count(self._snapshot.report.spans)
-        more = "" if self.hide_short else " · short ones too"
-        self.border_title = f"Timeline · {spans} spans{more}"
+        self._entitle()
+        self.post_message(self.Moved())
         self.refresh()
+
+    def _lay_out_axis(self) -> None:
+        if self._snapshot is None or not len(self._lines):
+            self._axis = None
+            return
+        fit = Axis.around(self._snapshot, self.cursor)
+        zoomed = self._zoomed
+        self._axis = fit
+        if zoomed is not None:
+            old, new = (self._snapshot.tree.span(n) for n in (zoomed.frame, fit.frame))
+            if old is not None and new is not None and old.kind == new.kind:
+                self._axis = Axis(fit.frame, zoomed.begin_ns, zoomed.whole_ns)
+            else:
+                self._zoomed = None
+
+    def _entitle(self) -> None:
+        assert self._snapshot is not None
+        if self.pattern:
+            title = f"{count(len(self._lines))} spans match"
+        else:
+            title = f"Timeline · {count(self._snapshot.report.spans)} spans"
+        hidden = HIDING[self._hiding][1]
+        if hidden and not self.pattern:
+            title += f" · {hidden}"
+        if self._zoomed is not None:
+            title += " · zoomed"
+        self.border_title = title
 
     def _scroll(self, y: float) -> None:
         # Forced: right after the first rows, Textual does not know yet that there is a scrollbar.
@@ -98,10 +171,7 @@ class Timeline(ScrollView, can_focus=True):
     @property
     def line(self) -> int:
         """On which line the cursor is."""
-        if self._snapshot is None:
-            return 0
-        position = self._snapshot.tree.position(self.cursor)
-        return 0 if position is None else self._lines.index(position) or 0
+        return self._lines.index(self.cursor) or 0
 
     def _reveal(self) -> None:
         """Scroll as little as shows the cursor's line."""
@@ -118,33 +188,37 @@ class Timeline(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
         width = self.scrollable_content_region.width
-        at = self.scroll_offset.y + y - AXIS_LINES
+        at = round(self.scroll_offset.y) + y - AXIS_LINES
         snapshot, axis, palette = self._snapshot, self._axis, self._palette
         base = self.rich_style
         if snapshot is None or palette is None or axis is None or at >= len(self._lines):
             return Strip.blank(width, base)
         columns = Columns.of(width)
         if y < AXIS_LINES:
-            title = f"from the start of its {snapshot.table.name(axis.frame).kind}"
+            frame = snapshot.tree.span(axis.frame)
+            title = f"from the start of its {frame.kind if frame is not None else 'run'}"
             strip = Strip(axis.segments(columns, title))
             return strip.adjust_cell_length(width).apply_style(base)
-        position, number = self._position(at), self._number(at)
-        segments = line(
-            snapshot, palette, position, int(self._lines.depths[at]), number in self.unfolded,
-            self.hide_short, axis, columns,
-        )  # fmt: skip
+        number, depth = self._lines.at(at)
+        span = snapshot.tree.span(number)
+        if span is None:
+            return Strip.blank(width, base)
+        segments = line(snapshot, palette, span, self._place(span, depth), axis, columns)
         strip = Strip(segments).adjust_cell_length(width)
         if number == self.cursor:
             ground = self.get_component_rich_style("timeline--cursor").bgcolor
             base = base + Style(bgcolor=ground)
         return Strip(list(Segment.apply_style(strip, base)), width)
 
-    def _position(self, at: int) -> int:
-        return int(self._lines.positions[at])
-
-    def _number(self, at: int) -> int:
+    def _place(self, span: Span, depth: int) -> Place:
         assert self._snapshot is not None
-        return self._snapshot.tree.number(self._position(at))
+        tree = self._snapshot.tree
+        if not self.pattern:
+            folds = tree.has_children(span.number, self.least)
+            return Place(depth, span.number in self.unfolded, folds)
+        around = tree.ancestors(span.number)
+        step = next((each for each in around if each.kind in ("step", "epoch")), None)
+        return Place(0, False, False, f"  {tree.label(step)}" if step is not None else "")
 
     def watch_has_focus(self, value: bool) -> None:
         """The cursor is drawn in another colour with the focus."""
@@ -159,6 +233,8 @@ class Timeline(ScrollView, can_focus=True):
 
     def follow(self, following: bool = True) -> None:
         """Follow the newest step, or stay where we are."""
+        if following:
+            self.pattern = ""
         if following != self.following:
             self.following = following
             self.post_message(self.Followed(following))
@@ -169,22 +245,53 @@ class Timeline(ScrollView, can_focus=True):
         if not len(self._lines):
             return
         self.follow(False)
-        self.cursor = self._number(min(max(at, 0), len(self._lines) - 1))
-        self._lay_out()
+        self.cursor = self._lines.at(min(max(at, 0), len(self._lines) - 1))[0]
+        self._lay_out_axis()
         self._reveal()
+        self.post_message(self.Moved())
+        self.refresh()
 
-    def go_to(self, position: int) -> None:
+    def go_to(self, number: int) -> None:
         """Unfold what is around a span and put the cursor on it."""
         if self._snapshot is None:
             return
-        tree = self._snapshot.tree
         self.follow(False)
-        self.unfolded |= {tree.number(each) for each in tree.ancestors(position)}
-        self.cursor = tree.number(position)
+        self.pattern = ""
+        around = self._snapshot.tree.ancestors(number)
+        self.unfolded = self.unfolded | {each.number for each in around}
+        self.cursor = number
         self._lay_out()
-        middle = self.line - self._page // 3
-        self._scroll(max(0, middle))
+        self._scroll(max(0, self.line - self._page // 3))
         self.refresh()
+
+    def search(self, pattern: str) -> None:
+        """Show the spans that match; none: the tree again, with the cursor where it was."""
+        if pattern == self.pattern:
+            return
+        was = self.pattern
+        if was and not pattern and self.cursor:
+            self.go_to(self.cursor)
+            return
+        if pattern:
+            self.follow(False)
+        self.pattern = pattern
+        self._lay_out()
+        self._reveal()
+
+    def next_match(self, pattern: str, direction: int) -> bool:
+        """Go to the next (1) or previous (-1) match; False if there is none that way."""
+        if self._snapshot is None or not pattern:
+            return False
+        found = Matches(self._snapshot.tree, pattern)
+        at = found.after(self.cursor)
+        if direction < 0:
+            at -= 1
+            if 0 <= at < len(found) and found.at(at)[0] == self.cursor:
+                at -= 1
+        if not 0 <= at < len(found):
+            return False
+        self.go_to(found.at(at)[0])
+        return True
 
     def action_cursor_up(self) -> None:
         """One row up."""
@@ -208,25 +315,23 @@ class Timeline(ScrollView, can_focus=True):
 
     def _set_unfolded(self, unfolded: bool) -> None:
         self.follow(False)
-        (self.unfolded.add if unfolded else self.unfolded.discard)(self.cursor)
+        change = {self.cursor}
+        self.unfolded = self.unfolded | change if unfolded else self.unfolded - change
         self._lay_out()
         self._reveal()
 
     def _foldable(self) -> bool:
-        if self._snapshot is None or not len(self._lines):
+        if self._snapshot is None or not len(self._lines) or self.pattern:
             return False
-        position = self._position(self.line)
-        return self._snapshot.tree.has_children(position, self.hide_short)
+        return self._snapshot.tree.has_children(self.cursor, self.least)
 
     def action_fold(self) -> None:
         """Fold; on what is folded already, go to the row around it."""
-        if self._snapshot is None or not len(self._lines):
-            return
         if self.cursor in self.unfolded and self._foldable():
             self._set_unfolded(False)
             return
-        parent = int(self._snapshot.tree.parents[self._position(self.line)])
-        at = self._lines.index(parent)
+        span = self.span
+        at = self._lines.index(span.parent) if span is not None else None
         if at is not None:
             self._move(at)
 
@@ -239,25 +344,59 @@ class Timeline(ScrollView, can_focus=True):
         else:
             self._set_unfolded(True)
 
-    def action_toggle_fold(self) -> None:
-        """Fold or unfold."""
-        if self._foldable():
-            self._set_unfolded(self.cursor not in self.unfolded)
+    def action_detail(self) -> None:
+        """All about the span; of a match: where it is in the tree."""
+        if self.pattern:
+            self.go_to(self.cursor)
+        else:
+            self.post_message(self.Detailed())
 
-    def toggle_short(self) -> None:
-        """Hide or show the events on which nothing ran."""
-        self.hide_short = not self.hide_short
+    def action_zoom(self, direction: int) -> None:
+        """See less (1) or more (-1) time around the cursor's span."""
+        if self._axis is None or self._snapshot is None or self.span is None:
+            return
+        span, tree = self.span, self._snapshot.tree
+        begin = span.start_ns - tree.origin(span.number, self._axis.frame)
+        middle = begin + span.took_ns(self._snapshot.now_ns) / 2
+        low, high = self._axis.begin_ns, self._axis.begin_ns + self._axis.whole_ns
+        middle = min(max(middle, low), high)  # what is on the screen stays there
+        fit = Axis.around(self._snapshot, self.cursor)
+        self._zoomed = self._axis.zoomed(ZOOM**-direction, middle)
+        if self._zoomed.whole_ns >= fit.whole_ns:
+            self._zoomed = None
+        self._redraw_axis()
+
+    def action_pan(self, direction: int) -> None:
+        """Later (1) or earlier (-1) times."""
+        if self._axis is not None:
+            self._zoomed = self._axis.moved(PAN * direction)
+            self._redraw_axis()
+
+    def action_fit(self) -> None:
+        """The whole step, epoch or run."""
+        self._zoomed = None
+        self._redraw_axis()
+
+    def _redraw_axis(self) -> None:
+        self.follow(False)
+        self._lay_out_axis()
+        if self._snapshot is not None:
+            self._entitle()
+        self.refresh()
+
+    def hide_more(self) -> str:
+        """Hide longer spans too, at last none. Return what is hidden now, in words."""
+        self._hiding = (self._hiding + 1) % len(HIDING)
         self._lay_out()
         self._reveal()
+        return HIDING[self._hiding][1]
 
     def next_error(self, direction: int) -> bool:
         """Go to the next (1) or previous (-1) error; False if there is none that way."""
         if self._snapshot is None:
             return False
-        tree = self._snapshot.tree
-        errors = tree.errors()
-        numbers = tree.table.numbers[errors].astype(np.int64)
-        that_way = errors[(numbers - self.cursor) * direction > 0]
+        errors = self._snapshot.tree.errors().astype(np.int64)
+        that_way = errors[(errors - self.cursor) * direction > 0]
         if len(that_way):
             self.go_to(int(that_way[0 if direction > 0 else -1]))
         return bool(len(that_way))
@@ -267,11 +406,31 @@ class Timeline(ScrollView, can_focus=True):
         offset = event.get_content_offset(self)
         if offset is None or offset.y < AXIS_LINES:
             return
-        at = self.scroll_offset.y + offset.y - AXIS_LINES
+        at = round(self.scroll_offset.y) + offset.y - AXIS_LINES
         if at >= len(self._lines):
             return
-        mark = 2 * int(self._lines.depths[at])
-        again = not self.following and self._number(at) == self.cursor
+        number, depth = self._lines.at(at)
+        again = not self.following and number == self.cursor
         self._move(at)
-        if again or mark <= offset.x < mark + 2:
-            self.action_toggle_fold()
+        if again and self.pattern:
+            self.go_to(number)
+        elif (again or 2 * depth <= offset.x < 2 * depth + 2) and self._foldable():
+            self._set_unfolded(number not in self.unfolded)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """With ctrl: see more time; with shift: later times; else the rows scroll."""
+        self._scroll_time(event, -1)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """With ctrl: see less time; with shift: earlier times; else the rows scroll."""
+        self._scroll_time(event, 1)
+
+    def _scroll_time(self, event: events.MouseEvent, direction: int) -> None:
+        if event.ctrl or event.shift:
+            event.stop()
+            event.prevent_default()
+            (self.action_zoom if event.ctrl else self.action_pan)(
+                direction if event.ctrl else -direction
+            )
+        else:
+            self.follow(False)

@@ -10,11 +10,11 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 
-from firetrace.tracer.journal import KINDS, Flag
+from firetrace.tracer.journal import Flag
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import clip, duration
-from firetrace.tui.tree import EVENT, ITERATION, STEP
-from firetrace.tui.widgets.palette import DIM, ERROR, LIVE, Palette
+from firetrace.tui.model.tree import Span, Tree
+from firetrace.tui.widgets.palette import Palette, colours
 
 FOLDED, UNFOLDED, LEAF = "▸ ", "▾ ", "  "
 DURATION_CELLS = 8
@@ -41,32 +41,46 @@ class Columns:
 
 @dataclass(frozen=True)
 class Axis:
-    """The time that the bars of a screen are laid out in."""
+    """The time that the bars of a screen are laid out in, from a span's beginning."""
 
-    frame: int  #: position of the span that it is the axis of
-    whole_ns: int  #: at the right edge
+    frame: int  #: row number of the span that it is the axis of
+    begin_ns: int  #: at the left edge, after the span's beginning
+    whole_ns: int  #: from the left edge to the right one
 
     @classmethod
-    def around(cls, snapshot: Snapshot, position: int) -> Axis:
+    def around(cls, snapshot: Snapshot, number: int) -> Axis:
         """The axis of the step, epoch or run around a span."""
-        frame = snapshot.tree.frame(position)
-        row = snapshot.table.rows[frame]
-        whole = int(row["end"] or snapshot.now_ns) - int(row["start"])
-        if row["end"] == 0 and snapshot.tree.kinds[frame] == STEP and snapshot.report.step:
+        frame = snapshot.tree.frame(number)
+        span = snapshot.tree.span(frame)
+        if span is None:
+            return cls(frame, 0, 1)
+        whole = span.took_ns(snapshot.now_ns)
+        if not span.end_ns and span.kind == "step" and snapshot.report.step:
             whole = max(whole, snapshot.report.step.p50_ns)  # it will get that far
-        return cls(frame, round_up(whole))
+        return cls(frame, 0, round_up(whole))
+
+    def zoomed(self, factor: float, middle_ns: float) -> Axis:
+        """``factor`` times as much time, ``middle_ns`` where it is on the screen."""
+        whole = max(100, round(self.whole_ns * factor))
+        part = (middle_ns - self.begin_ns) / self.whole_ns
+        return Axis(self.frame, max(0, round(middle_ns - part * whole)), whole)
+
+    def moved(self, part: float) -> Axis:
+        """To the right by a part of what is seen."""
+        return Axis(self.frame, max(0, self.begin_ns + round(part * self.whole_ns)), self.whole_ns)
 
     def segments(self, columns: Columns, title: str) -> list[Segment]:
         """The line above the bars: four quarters with their times."""
-        dim = Style.parse(DIM)
+        dim = Style.parse(colours().dim)
         lead = columns.label + DURATION_CELLS + 1
         head = clip(title, lead)
         text = " " * (lead - cell_len(head) + 1)
         for quarter in range(4):
             begin, end = (columns.bar * each // 4 for each in (quarter, quarter + 1))
-            label = "│" + ("0" if not quarter else duration(self.whole_ns * quarter // 4))
+            at = self.begin_ns + self.whole_ns * quarter // 4
+            label = "│" + (duration(at) if at else "0")
             text += label[: end - begin].ljust(end - begin)
-        last = duration(self.whole_ns)
+        last = duration(self.begin_ns + self.whole_ns)
         if columns.bar >= 32:
             text = text[: -len(last) - 1] + last + "│"  # as wide as the bars
         return [Segment(head, dim), Segment(text, dim)]
@@ -80,75 +94,83 @@ def round_up(ns: int) -> int:
     return math.ceil(next((r for r in ROUND if r * scale >= ns), 10.0) * scale)
 
 
-def line(
-    snapshot: Snapshot, palette: Palette, position: int, depth: int, unfolded: bool,
-    hide_short: bool, axis: Axis, columns: Columns,
-) -> list[Segment]:  # fmt: skip
-    """One span's line: indent, mark, name, duration and bar."""
-    tree, table = snapshot.tree, snapshot.table
-    row = table.rows[position]
-    flags = int(row["flags"])
-    is_open = row["end"] == 0
-    name, kind = table.name(position), int(tree.kinds[position])
-    failed = bool(flags & Flag.ERROR)
+@dataclass(frozen=True)
+class Place:
+    """How a span stands on its line."""
 
-    style = Style(color=ERROR) if failed else Style()
-    if kind == EVENT and not failed:
-        style = Style(color=DIM)
-    elif kind == STEP or tree.has_children(position, hide_short):
-        style += Style(bold=not flags & Flag.CUT)
-    if flags & Flag.CUT and not failed:
+    depth: int
+    unfolded: bool
+    folds: bool  #: whether there is anything to unfold
+    where: str = ""  #: of a match, which stands alone: what it is in
+
+
+def line(
+    snapshot: Snapshot, palette: Palette, span: Span, place: Place, axis: Axis, columns: Columns
+) -> list[Segment]:
+    """One span's line: indent, mark, name, duration and bar."""
+    tree, own = snapshot.tree, colours()
+    is_open, failed, cut = not span.end_ns, span.flags & Flag.ERROR, span.flags & Flag.CUT
+    style = Style(color=own.error) if failed else Style()
+    if span.kind == "event" and not failed:
+        style = Style(color=own.dim)
+    elif span.kind == "step" or place.folds:
+        style += Style(bold=not cut)
+    if cut and not failed:
         style += Style(dim=True)
-    mark = LEAF
-    if tree.has_children(position, hide_short):
-        mark = UNFOLDED if unfolded else FOLDED
-    indent = " " * min(2 * depth, columns.label // 2) + mark
-    took = max(0, int(row["end"] or snapshot.now_ns) - int(row["start"]))
-    note = _note(snapshot, position, flags, is_open, took)
+    mark = (UNFOLDED if place.unfolded else FOLDED) if place.folds else LEAF
+    indent = " " * min(2 * place.depth, columns.label // 2) + mark
+    took = span.took_ns(snapshot.now_ns)
+    note = note_of(snapshot, span) + place.where
     room = columns.label - len(indent)
-    label = tree.label(position) + (" ?" if is_open and flags & Flag.GUESS else "")
+    label = tree.label(span) + (" ?" if is_open and span.flags & Flag.GUESS else "")
     label = clip(label, max(room - cell_len(note), min(room, 8)))
     note = clip(note, room - cell_len(label))
+    running = Style(color=own.live) if is_open else style
+    note_colour = own.error if failed else own.live if is_open else own.dim
     segments = [
-        Segment(indent, Style(color=DIM)),
+        Segment(indent, Style(color=own.dim)),
         Segment(label, style),
-        Segment(note, Style(color=ERROR if failed else LIVE if is_open else DIM)),
+        Segment(note, Style(color=note_colour)),
         Segment(" " * (room - cell_len(label) - cell_len(note))),
-        Segment(f"{duration(took):>{DURATION_CELLS}}  ", Style(color=LIVE) if is_open else style),
+        Segment(f"{duration(took):>{DURATION_CELLS}}  ", running),
     ]
-    origin = tree.origin(position, axis.frame)
+    left = tree.origin(span.number, axis.frame) + axis.begin_ns
     bar = Bar(columns.bar, axis.whole_ns)
-    whole = (int(row["start"]) - origin, int(row["start"]) - origin + took)
-    bar.paint(*whole, ERROR if failed else palette.span(KINDS[kind], name.text))
-    if kind in (STEP, ITERATION) and not unfolded and not failed:
-        for part in _parts(snapshot, position):
-            inner, text = table.rows[part], table.name(part)
-            begin, end = int(inner["start"]), int(inner["end"] or snapshot.now_ns)
-            bar.paint(begin - origin, end - origin, palette.span(text.kind, text.text))
-    dim = bool(flags & Flag.CUT) and not failed
-    return segments + bar.segments(is_open, Style(dim=dim))
+    begin = span.start_ns - left
+    colour = own.error if failed else palette.span(span.kind, span.text)
+    bar.paint(begin, begin + took, colour)
+    if span.kind in ("step", "iteration") and not place.unfolded and not failed:
+        for part in _parts(tree, span.number):
+            start = part.start_ns - left
+            end = start + part.took_ns(snapshot.now_ns)
+            bar.paint(start, end, palette.span(part.kind, part.text))
+    return segments + bar.segments(is_open, Style(dim=bool(cut and not failed)))
 
 
-def _parts(snapshot: Snapshot, position: int) -> list[int]:
+def _parts(tree: Tree, number: int) -> list[Span]:
     """What a folded step's bar is painted with: the spans right inside it and its iteration."""
-    tree = snapshot.tree
-    parts: list[int] = []
-    for child in tree.children(position, True)[:MOST_PARTS].tolist():
-        inside = tree.kinds[child] == ITERATION
-        parts += tree.children(child, True)[:MOST_PARTS].tolist() if inside else [child]
+    parts: list[Span] = []
+    for child in tree.children(number, 1)[:MOST_PARTS].tolist():
+        span = tree.span(child)
+        if span is None:
+            continue
+        if span.kind == "iteration":
+            inner = (tree.span(each) for each in tree.children(child, 1)[:MOST_PARTS].tolist())
+            parts += [each for each in inner if each is not None]
+        else:
+            parts.append(span)
     return parts
 
 
-def _note(snapshot: Snapshot, position: int, flags: int, is_open: bool, took: int) -> str:
-    if is_open:
-        return f" (open {duration(took)})"
-    number, meta = snapshot.tree.number(position), snapshot.table.meta
-    if flags & Flag.ERROR:
-        error = meta.exceptions.get(number)
-        if error:
-            return f" {error.get('exception.type', '')}: {error.get('exception.message', '')}"
-    if flags & Flag.CUT:
-        return f" (cut: {meta.reasons.get(number, 'no reason known')})"
+def note_of(snapshot: Snapshot, span: Span) -> str:
+    """What is said behind a span's name: that it is open, failed, or was cut, and why."""
+    if not span.end_ns:
+        return f" (open {duration(span.took_ns(snapshot.now_ns))})"
+    digest = snapshot.tree.digest
+    if span.flags & Flag.ERROR and span.number in digest.exceptions:
+        return f" {digest.exceptions[span.number]}"
+    if span.flags & Flag.CUT:
+        return f" (cut: {digest.reasons.get(span.number, 'no reason known')})"
     return ""
 
 
@@ -169,6 +191,9 @@ class Bar:
         room = len(self._halves)
         if not room:
             return
+        if end < 0 or begin >= self._whole * (1 + 1 / room):
+            self._beyond = colour if begin > 0 else self._beyond
+            return  # before the left edge, or beyond the right one
         first = min(room - 1, max(0, begin * room // self._whole))
         last = min(room, max(first + 1, round(end * room / self._whole)))
         self._halves[first:last] = [colour] * (last - first)

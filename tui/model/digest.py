@@ -1,0 +1,289 @@
+"""Takes in spans as they end and keeps what is shown of them: 7 bytes a span, not 32.
+
+One pass, never a second look: ten million spans take about a second. ``report.py`` turns what is
+kept into numbers and words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from firetrace.tracer.journal import KINDS, ROW_BYTES, Flag, Rows
+from firetrace.tracer.reader import Numbers
+from firetrace.tracer.table import Ints, Table
+from firetrace.tui.model.columns import Column, Spans
+from firetrace.tui.model.groups import Groups, by_window
+from firetrace.tui.model.outline import (
+    EPOCH,
+    RUN,
+    STEP,
+    UNKNOWN,
+    Outline,
+    places,
+    sizes_of,
+    spread,
+)  # fmt: skip
+from firetrace.tui.model.series import Series
+
+SLOWEST = 10
+#: What waits for data.
+FETCHING = ("get_batch", "loader")
+MOST_EXCEPTIONS = 1_000
+MOST_OPEN_EPOCHS = 10_000
+LookUp = Callable[[int], "np.void | None"]
+
+
+@dataclass(frozen=True)
+class EpochTime:
+    """Where an epoch's time went. Times in ns."""
+
+    epoch: int
+    number: int  #: of its row
+    start_ns: int
+    end_ns: int
+    iterations: int
+    steps: int  #: of which so many were recorded
+    steps_ns: int  #: those that were recorded
+    wait_ns: int  #: for data, of them
+    nested_ns: int  #: other engines that its handlers ran, such as a validation
+
+    def between_ns(self, step_ns: float) -> float:
+        """What lies between its steps and after them: validations, checkpoints."""
+        steps_ns = self.steps_ns if self.steps == self.iterations else step_ns * self.iterations
+        return max(0.0, self.end_ns - self.start_ns - steps_ns)
+
+
+@dataclass(eq=False)
+class Digest:
+    """What is kept of the spans that have ended.
+
+    Args:
+        look_up: a row by its number, for parents that are still open.
+    """
+
+    look_up: LookUp
+    groups: Groups = field(default_factory=Groups)
+    outline: Outline = field(default_factory=Outline)
+    runs: dict[int, Spans] = field(default_factory=dict)  #: by lane
+    epochs: dict[int, Spans] = field(default_factory=dict)
+    steps: dict[int, Spans] = field(default_factory=dict)
+    slowest: dict[int, tuple[Rows, Numbers]] = field(default_factory=dict)  #: steps, by lane
+    epoch_times: dict[int, list[EpochTime]] = field(default_factory=dict)  #: by lane
+    scalars: dict[str, Series] = field(default_factory=dict)
+    failed: Column = field(default_factory=lambda: Column(np.uint32))  #: spans with an error
+    failed_parents: Column = field(default_factory=lambda: Column(np.uint32))
+    exceptions: dict[int, str] = field(default_factory=dict)  #: type and message, by row number
+    reasons: dict[int, str] = field(default_factory=dict)  #: why spans were cut, by row number
+    spans: int = 0
+    damaged: int = 0
+    last_ns: int = 0  #: the last end, Unix ns
+    _parents: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    #: Of epochs that have not ended, by lane and epoch: steps, their ns, and ns of waiting.
+    _in_epochs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+
+    def add(self, block: Table) -> None:
+        """Take in a block of spans that have ended, each of them once, children before parents.
+
+        A parent that is not in the block is looked up.
+        """
+        rows, numbers = block.rows, block.numbers
+        self.damaged += block.damaged
+        self._keep_notes(block)
+        self._add_scalars(block)
+        if not len(rows):
+            return
+        self.spans += len(rows)
+        lasted: Ints = rows["end"] - rows["start"]
+        self.last_ns = max(self.last_ns, int(rows["end"].max()))
+        codes = self.groups.codes(rows, block.meta)
+        kinds = np.array([KINDS.index(each.name.kind) for each in self.groups.all], np.uint8)[codes]
+        above = places(numbers, rows["parent"])
+        elsewhere = np.flatnonzero((above < 0) & (rows["parent"] != 0))
+        self._add_outline(block, kinds, above, elsewhere)
+        self._add_groups(block, codes, lasted)
+        self._add_children(rows, codes, lasted, above, elsewhere)
+        self._end_epochs(rows[kinds == EPOCH], numbers[kinds == EPOCH])
+        wrong = np.flatnonzero(rows["flags"] & Flag.ERROR)
+        self.failed.append(numbers[wrong])
+        self.failed_parents.append(rows["parent"][wrong])
+
+    def _parent(self, number: int, block: Table) -> tuple[int, bool]:
+        """Of a span elsewhere: its group's code (-1: none), and whether children lie in a step."""
+        known = self._parents.get(number)
+        if known is None:
+            if len(self._parents) > 100_000:
+                self._parents.clear()
+            row = self.look_up(number)
+            if row is None:
+                return -1, False
+            code = self.groups.code(row, block.meta)
+            inside = self.groups.all[code].name.kind == "step"
+            up = int(row["parent"])
+            if not inside and 0 < up < number:
+                inside = self._in_step(up, block)
+            known = self._parents[number] = code, inside
+        return known
+
+    def _in_step(self, number: int, block: Table) -> bool:
+        while number:
+            known = self._parents.get(number)
+            if known is not None:
+                return known[1]
+            row = self.look_up(number)
+            if row is None:
+                return False
+            name = block.meta.names.get(int(row["name"]))
+            if name is not None and name.kind == "step" and not row["flags"] & Flag.VOID:
+                return True
+            up = int(row["parent"])
+            number = up if up < number else 0
+        return False
+
+    def _add_outline(
+        self, block: Table, kinds: np.ndarray[Any, Any], above: Ints, elsewhere: Ints
+    ) -> None:
+        rows, numbers = block.rows, block.numbers
+        state = np.full(len(rows), UNKNOWN, np.int8)
+        inside = kinds[above] == STEP
+        state[inside & (above >= 0)] = 1
+        state[rows["parent"] == 0] = 0
+        if len(elsewhere):
+            parents, which = np.unique(rows["parent"][elsewhere], return_inverse=True)
+            in_step = [self._parent(each, block)[1] for each in parents.tolist()]
+            state[elsewhere] = np.array(in_step, np.int8)[which]
+        outside = np.flatnonzero(spread(state, above) == 0)
+        if not len(outside):
+            return
+        with_children = np.zeros(len(rows), bool)
+        with_children[above[above >= 0]] = True
+        for number in self._parents.keys() & set(numbers[outside].tolist()):
+            with_children[np.searchsorted(numbers, number)] = True
+            del self._parents[number]  # it has ended: nobody will ask again
+        found = rows[outside]
+        sizes = sizes_of(found, kinds[outside], with_children[outside])
+        self.outline.add(numbers[outside], found["parent"], sizes)
+
+    def _add_groups(self, block: Table, codes: Ints, lasted: Ints) -> None:
+        rows, numbers = block.rows, block.numbers
+        # A stable sort of 16-bit numbers is a radix sort.
+        few = len(self.groups.all) < 2**16
+        order = np.argsort(codes.astype(np.uint16) if few else codes, kind="stable")
+        edges = np.concatenate([[0], np.cumsum(np.bincount(codes))])
+        whole = rows["flags"] & (Flag.CUT | Flag.SKIPPED) == 0
+        all_whole = bool(whole.all())
+        per_window = block.header.window_bytes // ROW_BYTES
+        for code in np.flatnonzero(np.diff(edges)).tolist():
+            group = self.groups.all[code]
+            mine = order[edges[code] : edges[code + 1]]
+            took = lasted[mine]
+            group.ended += len(mine)
+            group.ended_ns += int(took.sum())
+            if all_whole or whole[mine].all():
+                group.times.add(took)
+            else:
+                group.times.add(took[whole[mine]])
+            for window, count in by_window(numbers[mine], per_window).items():
+                group.windows[window] = group.windows.get(window, 0) + count
+            kind = KINDS.index(group.name.kind)
+            if kind in (RUN, EPOCH, STEP):
+                self._add_spans(kind, group.lane, rows[mine], numbers[mine])
+            if kind == STEP:
+                self._add_to_epochs(group.lane, rows["epoch"][mine], took, 1)
+            elif group.name.text in FETCHING:
+                self._add_to_epochs(group.lane, rows["epoch"][mine], took, 2)
+
+    def _add_spans(self, kind: int, lane: int, rows: Rows, numbers: Numbers) -> None:
+        of_kind = {RUN: self.runs, EPOCH: self.epochs, STEP: self.steps}[kind]
+        of_kind.setdefault(lane, Spans()).append(rows, numbers)
+        if kind == STEP:
+            whole = rows["flags"] & Flag.CUT == 0
+            old, old_numbers = self.slowest.get(lane, (rows[:0], numbers[:0]))
+            rows = np.concatenate([old, rows[whole]])
+            lasted = rows["end"] - rows["start"]
+            top = np.argsort(-lasted, kind="stable")[:SLOWEST] if len(rows) < 64 else _top(lasted)
+            self.slowest[lane] = rows[top], np.concatenate([old_numbers, numbers[whole]])[top]
+
+    def _add_to_epochs(
+        self, lane: int, epochs: np.ndarray[Any, Any], took: Ints, what: int
+    ) -> None:
+        for epoch in np.unique(epochs).tolist():
+            sums = self._in_epochs.setdefault((lane, epoch), [0, 0, 0])
+            mine = took[epochs == epoch]
+            sums[what] += int(mine.sum())
+            if what == 1:
+                sums[0] += len(mine)
+        while len(self._in_epochs) > MOST_OPEN_EPOCHS:  # a damaged journal: theirs never end
+            del self._in_epochs[next(iter(self._in_epochs))]
+
+    def _end_epochs(self, rows: Rows, numbers: Numbers) -> None:
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            lane, epoch = int(row["lane"]), int(row["epoch"])
+            start, end = int(row["start"]), int(row["end"])
+            steps, steps_ns, wait_ns = self._in_epochs.pop((lane, epoch), (0, 0, 0))
+            nested = [runs.nested_ns(start, end) for i, runs in self.runs.items() if i != lane]
+            past = self.epoch_times.setdefault(lane, [])
+            iterations = max(steps, self._iterations(lane, start, end))
+            past.append(
+                EpochTime(epoch, number, start, end, iterations, steps, steps_ns, wait_ns,
+                          sum(nested))
+            )  # fmt: skip
+
+    def _iterations(self, lane: int, start_ns: int, end_ns: int) -> int:
+        """How many iterations an epoch had, by the numbers of the steps that were recorded."""
+        steps = self.steps.get(lane)
+        if steps is None:
+            return 0
+        begins = steps.start.values
+        first, last = np.searchsorted(begins, (start_ns, end_ns)).tolist()
+        numbers = steps.iteration.values[first:last]
+        return int(numbers[-1]) - int(numbers[0]) + 1 if len(numbers) else 0
+
+    def _add_children(
+        self, rows: Rows, codes: Ints, lasted: Ints, above: Ints, elsewhere: Ints
+    ) -> None:
+        """What spans took is part of their parents' time."""
+        here = above >= 0
+        took = np.bincount(codes[above[here]], lasted[here], len(self.groups.all))
+        for number, ns in zip(*_sums(rows["parent"][elsewhere], lasted[elsewhere]), strict=True):
+            code = self._parents.get(number, (-1, False))[0]
+            if code >= 0:
+                took[code] += ns
+        for code in np.flatnonzero(took).tolist():
+            self.groups.all[code].inside_ns += int(took[code])
+
+    def _add_scalars(self, block: Table) -> None:
+        scalars = block.scalars
+        for id in np.unique(scalars["name"]).tolist():
+            found = scalars[scalars["name"] == id]
+            name = block.names.get(id)
+            if name is not None:
+                series = self.scalars.setdefault(name.text, Series())
+                series.add(found["start"], found["end"].copy().view(np.float64))
+
+    def _keep_notes(self, block: Table) -> None:
+        """A stream forgets what was noted on spans when it has handed them out."""
+        meta = block.meta
+        for number, line in list(meta.exceptions.items()):
+            if number not in self.exceptions and len(self.exceptions) < MOST_EXCEPTIONS:
+                kind, message = line.get("exception.type", "?"), line.get("exception.message", "")
+                self.exceptions[number] = (f"{kind}: {message}" if message else f"{kind}")[:500]
+        if meta.reasons:
+            self.reasons.update(list(meta.reasons.items()))
+
+
+def _top(lasted: Ints) -> Ints:
+    """Positions of the longest, the longest first."""
+    top = np.argpartition(lasted, len(lasted) - SLOWEST)[-SLOWEST:]
+    top.sort()  # of equals the first one first
+    return top[np.argsort(-lasted[top], kind="stable")]
+
+
+def _sums(keys: Numbers, values: Ints) -> tuple[list[int], list[int]]:
+    if not len(keys):
+        return [], []
+    found, which = np.unique(keys, return_inverse=True)
+    return found.tolist(), np.bincount(which, values).astype(np.int64).tolist()

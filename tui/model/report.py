@@ -1,0 +1,270 @@
+"""From what is kept of the spans to the numbers that are shown.
+
+The report, the live app and the HTML page show the same numbers because all come from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.pages import Pages
+from firetrace.tracer.stream import Stream
+from firetrace.tracer.table import block
+from firetrace.tui.model.columns import Spans
+from firetrace.tui.model.digest import Digest, EpochTime
+from firetrace.tui.model.distribution import Stats
+from firetrace.tui.model.groups import Group, engine_label
+from firetrace.tui.model.progress import Progress, progress
+from firetrace.tui.model.slow import SlowStep, slow_steps
+from firetrace.tui.model.tree import Span, Tree
+from firetrace.tui.model.verdict import OpenSpan, open_spans, parts, verdict
+
+#: Values of a scalar and epochs that a report has at most.
+MOST_POINTS, MOST_EPOCHS = 240, 1_000
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A loss, a learning rate, a metric."""
+
+    name: str
+    count: int
+    last: float
+    points: tuple[float, ...]  #: over the whole run, each the mean of equally many values
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that ``firetrace report`` says."""
+
+    run: str
+    path: str
+    state: str  #: running, finished, ended (cut short, by the program itself), died, unknown
+    engine: str  #: the main engine: the one that began first
+    main_lane: int  #: its lane in the journal
+    spans: int
+    steps: int
+    epochs: int
+    duration_ns: int
+    progress: Progress
+    verdict: str
+    drift: str  #: whether steps got slower lately, in words; empty: no
+    what_if: str  #: what a step would take without waiting, in words; empty: hardly less
+    step: Stats | None
+    unexplained: float | None  #: share of the main engine's step time that lies in no span
+    phases: dict[str, Stats]
+    handlers: dict[str, Stats]
+    slowest_steps: tuple[SlowStep, ...]
+    epoch_times: tuple[EpochTime, ...]
+    scalars: tuple[Scalar, ...]
+    incomplete: tuple[OpenSpan, ...]
+    exceptions: tuple[str, ...]
+    notes: tuple[str, ...]  #: what was thinned out, could not be read, or stopped the recording
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """Read a journal and compute everything, in the same memory however long it is.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    return report(read_tree(path))
+
+
+def read_tree(path: str | os.PathLike[str]) -> Tree:
+    """Read a journal.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    with Stream(path) as stream:
+        digest = Digest(stream.reader.row)
+        for each in stream.ended():
+            digest.add(each)
+        return tree_of(digest, stream, Pages(stream.reader))
+
+
+def tree_of(digest: Digest, stream: Stream, pages: Pages, before: Tree | None = None) -> Tree:
+    """The tree of what has been read so far."""
+    reader = stream.reader
+    running = np.flatnonzero(reader.rows["end"] == 0)
+    running = running[reader.rows["flags"][running] & Flag.SCALAR == 0]
+    spans = block(reader, reader.rows[running], reader.numbers[running])
+    return Tree(digest, pages, spans, stream.last_ns(), before)
+
+
+def report(tree: Tree) -> Report:
+    """Compute everything."""
+    digest, meta = tree.digest, tree.meta
+    main, run_ns, last = _main(tree)
+    steps = _stats(digest.groups.of("step", main), 0)
+    phases, handlers = _phases(tree, main), _handlers(tree, main, run_ns)
+    how_far = progress(tree, main, last)
+    said = verdict(parts(tree, main, run_ns, steps, phases, handlers), how_far)
+    return Report(
+        run=str(meta.resource.get("ignite.run.id") or tree.open.path.parent.name),
+        path=str(tree.open.path.parent),
+        state=_state(tree, last),
+        engine=meta.lane(main).engine if last is not None else "",
+        main_lane=main,
+        spans=digest.spans + len(tree.open),
+        steps=len(digest.steps.get(main, Spans())) + _open(tree, "step", main),
+        epochs=len(digest.epochs.get(main, Spans())) + _open(tree, "epoch", main),
+        duration_ns=run_ns,
+        progress=how_far,
+        verdict=said.text,
+        drift=said.drift,
+        what_if=said.what_if,
+        step=steps,
+        unexplained=_unexplained(tree, main),
+        phases=phases,
+        handlers=handlers,
+        slowest_steps=slow_steps(tree, main),
+        epoch_times=tuple(digest.epoch_times.get(main, [])[-MOST_EPOCHS:]),
+        scalars=_scalars(digest),
+        incomplete=_incomplete(tree),
+        exceptions=tuple(digest.exceptions.values()),
+        notes=_notes(tree),
+    )
+
+
+def _main(tree: Tree) -> tuple[int, int, Span | None]:
+    """The lane of the first engine that ran on its own, how long it ran in ns, and its last run."""
+    first = _first_run(tree)
+    if first is None:
+        group = next(iter(tree.digest.groups.all), None)
+        return (group.lane if group is not None else 0), 0, None
+    main = first.lane
+    running = [s for s in open_spans(tree) if s.kind == "run" and s.lane == main and not s.parent]
+    ended = tree.digest.runs.get(main, Spans())
+    roots = np.flatnonzero(ended.parent.values[: len(ended)] == 0)
+    run_ns = int((ended.end.values[roots] - ended.start.values[roots]).sum())
+    run_ns += sum(run.took_ns(tree.now_ns) for run in running)
+    if running:
+        return main, run_ns, running[-1]
+    return main, run_ns, tree.span(int(ended.number.values[roots[-1]])) if len(roots) else None
+
+
+def _first_run(tree: Tree) -> Span | None:
+    for number in tree.children(0).tolist():
+        span = tree.span(number)
+        if span is not None and span.kind == "run":
+            return span
+    return None
+
+
+def _state(tree: Tree, last: Span | None) -> str:
+    """What has become of the run."""
+    if last is None:
+        return "running" if tree.open.alive else "empty"
+    if not last.end_ns:
+        return {True: "running", False: "died", None: "unknown"}[tree.open.alive]
+    return "ended" if last.flags & Flag.CUT else "finished"
+
+
+def _open(tree: Tree, kind: str, lane: int) -> int:
+    return sum(span.kind == kind and span.lane == lane for span in open_spans(tree))
+
+
+def _stats(groups: list[Group], whole_ns: int) -> Stats | None:
+    """Of one group; several are only where a journal is damaged."""
+    counted = [group for group in groups if group.times.count]
+    return (
+        max(counted, key=lambda group: group.times.count).times.stats(whole_ns) if counted else None
+    )
+
+
+def _phases(tree: Tree, main: int) -> dict[str, Stats]:
+    """Of the phases, pairs, loaders and the user's spans; share: of their engine's step time."""
+    groups = tree.digest.groups
+    step_ns = {lane: groups.total_ns("step", lane) for lane in {each.lane for each in groups.all}}
+    wanted = ("loader", "phase", "pair", "span")
+    mine = [group for group in groups.all if group.name.kind in wanted]
+    return _named(tree, main, mine, lambda group: step_ns[group.lane])
+
+
+def _handlers(tree: Tree, main: int, run_ns: int) -> dict[str, Stats]:
+    """Of the handlers; share: of the main engine's run."""
+    mine = [group for group in tree.digest.groups.all if group.name.kind == "handler"]
+    return _named(tree, main, mine, lambda group: run_ns)
+
+
+def _named(
+    tree: Tree, main: int, groups: list[Group], whole_ns: Callable[[Group], int]
+) -> dict[str, Stats]:
+    """By label, the longest in all first; engines of one name are told apart by their threads."""
+    found: dict[str, Stats] = {}
+    for group in sorted(groups, key=lambda group: -group.times.total):
+        if not group.times.count:
+            continue
+        lane = tree.meta.lane(group.lane)
+        label = engine_label(tree.meta.lane(main), lane, group.name.text)
+        if label in found:
+            label = f"{label} ({lane.thread}, lane {group.lane}, {group.name.kind})"
+        found[label] = group.times.stats(whole_ns(group))
+    return found
+
+
+def _unexplained(tree: Tree, main: int) -> float | None:
+    """What of the main engine's steps and iterations no span under them covers."""
+    groups = tree.digest.groups
+    whole = sum(group.ended_ns for group in groups.of("step", main))
+    both = groups.of("step", main) + groups.of("iteration", main)
+    outside = sum(group.ended_ns - group.inside_ns for group in both)
+    return max(0.0, outside / whole) if whole else None
+
+
+def _scalars(digest: Digest) -> tuple[Scalar, ...]:
+    found = []
+    for name, series in list(digest.scalars.items()):
+        points = series.points()
+        each = -(-len(points) // MOST_POINTS)
+        if each > 1:
+            whole = points[: len(points) // each * each].reshape(-1, each).mean(axis=1)
+            points = whole
+        found.append(Scalar(name, series.count, series.last, tuple(points.tolist())))
+    return tuple(found)
+
+
+def _incomplete(tree: Tree) -> tuple[OpenSpan, ...]:
+    groups = {(each.lane, each.name.kind, each.name.text): each for each in tree.digest.groups.all}
+    found = []
+    for span in open_spans(tree):
+        like = groups.get((span.lane, span.kind, span.text))
+        known = like is not None and like.times.count > 0
+        found.append(
+            OpenSpan(
+                span.number, span.kind, span.text, tree.lane(span).engine, span.epoch,
+                span.iteration, span.start_ns, span.took_ns(tree.now_ns),
+                bool(span.flags & Flag.GUESS),
+                like.times.percentiles(99)[0] if known and like is not None else None,
+                like.times.largest if known and like is not None else None,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _notes(tree: Tree) -> tuple[str, ...]:
+    notes, meta = [], tree.meta
+    if meta.thinned:
+        every = int(meta.thinned[-1].get("every", 0))
+        notes.append(
+            f"only every {every:,}th step was recorded at the end (disk budget or every=N)"
+        )
+    if meta.stopped:
+        notes.append(f"recording stopped before the training did: {meta.stopped}")
+    if tree.digest.damaged or meta.damaged:
+        notes.append(
+            f"{tree.digest.damaged:,} damaged rows and {meta.damaged:,} damaged lines left out"
+        )
+    return tuple(notes)

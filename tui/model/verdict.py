@@ -1,0 +1,177 @@
+"""The one thing to know about a run, in plain words and with its figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from firetrace.tui.format import duration
+from firetrace.tui.model.digest import FETCHING
+from firetrace.tui.model.distribution import Stats
+from firetrace.tui.model.groups import BETWEEN_STEPS
+from firetrace.tui.model.progress import Progress
+from firetrace.tui.model.tree import Span, Tree
+
+#: A part of the run that is smaller than this is no verdict.
+CLEAR = 1 / 3
+#: Steps that got slower by less than this are none either.
+DRIFT = 0.15
+#: A span is called hanging when it is open for this long, and this many times the slowest seen.
+HANG_NS, HANG_TIMES = 10 * 10**9, 5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What bounds the run, what changed, what could be had."""
+
+    text: str  #: ``DATA-BOUND: waiting for data is 61% of the run; ...``
+    drift: str = ""  #: ``steps lately 34% slower than the run's, forward most``
+    what_if: str = ""  #: ``without the wait 12ms a step, ETA 43m``
+
+
+@dataclass
+class Parts:
+    """Where the main engine's time went. Times in ns."""
+
+    run_ns: int
+    step: Stats | None
+    phases: dict[str, Stats]
+    handlers: dict[str, Stats]
+    wait_ns: int = 0
+    events_ns: int = 0
+    events_in_steps_ns: int = 0
+    nested: dict[str, int] = field(default_factory=dict)  #: other engines that handlers ran
+
+    @property
+    def compute_ns(self) -> int:
+        """The process function: steps less waiting and less handlers."""
+        whole = self.step.total_ns if self.step else 0
+        return max(0, whole - self.wait_ns - self.events_in_steps_ns)
+
+
+def parts(
+    tree: Tree, main: int, run_ns: int, step: Stats | None, phases: dict[str, Stats],
+    handlers: dict[str, Stats],
+) -> Parts:  # fmt: skip
+    """Where the time went, of spans that have ended and of those that are open now."""
+    found = Parts(run_ns, step, phases, handlers)
+    groups = tree.digest.groups
+    for group in groups.all:
+        name, took = group.name, group.times.total
+        if group.lane == main and name.text in FETCHING and name.kind in ("phase", "loader"):
+            found.wait_ns += took
+        elif group.lane == main and name.kind == "event":
+            found.events_ns += took
+            found.events_in_steps_ns += 0 if name.text in BETWEEN_STEPS else took
+    for lane, runs in tree.digest.runs.items():
+        if lane != main:
+            engine = tree.meta.lane(lane).engine
+            ended = runs.nested_ns()
+            found.nested[engine] = found.nested.get(engine, 0) + ended
+    for span in open_spans(tree):
+        took = span.took_ns(tree.now_ns)
+        if span.lane == main and span.text in FETCHING:
+            found.wait_ns += took
+        elif span.lane == main and span.kind == "event":
+            found.events_ns += took
+            found.events_in_steps_ns += 0 if span.text in BETWEEN_STEPS else took
+        elif span.lane != main and span.kind == "run" and span.parent:
+            engine = tree.meta.lane(span.lane).engine
+            found.nested[engine] = found.nested.get(engine, 0) + took
+    found.nested = {engine: ns for engine, ns in found.nested.items() if ns}
+    return found
+
+
+def open_spans(tree: Tree) -> list[Span]:
+    """What is open, outermost first."""
+    spans = (tree.span(number) for number in tree.open.numbers.tolist())
+    return [span for span in spans if span is not None and not span.end_ns]
+
+
+def verdict(found: Parts, progress: Progress) -> Verdict:
+    """The largest part of the run, and what to expect without it."""
+    step, run_ns = found.step, found.run_ns
+    if step is None or not run_ns:
+        return Verdict("no step has been completed yet")
+    wait, compute, nested = found.wait_ns, found.compute_ns, found.nested
+    choices = {
+        "DATA-BOUND": (wait, f"waiting for data is {wait / run_ns:.0%} of the run"),
+        "COMPUTE-BOUND": (compute, f"the process function is {compute / run_ns:.0%} of the run"),
+    }
+    own = {n: s for n, s in found.phases.items() if ": " not in n and n not in FETCHING}
+    if own:
+        name = max(own, key=lambda name: own[name].total_ns)
+        figure = f"{choices['COMPUTE-BOUND'][1]}, {name} alone {own[name].total_ns / run_ns:.0%}"
+        choices["COMPUTE-BOUND"] = compute, figure
+    if nested:
+        engine = max(nested, key=lambda engine: nested[engine])
+        part = nested[engine]
+        choices["VALIDATION-BOUND"] = part, f"{engine} is {part / run_ns:.0%} of the run"
+    rest = found.events_ns - sum(nested.values())  # handlers, less the engines that they ran
+    if found.handlers and rest > 0:
+        slow = {n: s for n, s in found.handlers.items() if s.total_ns <= rest * 1.05}
+        name = max(slow, key=lambda name: slow[name].total_ns, default="")
+        if name:
+            figure = f"handlers are {rest / run_ns:.0%} of the run, {name} {slow[name].share:.0%}"
+            choices["HANDLER-BOUND"] = rest, figure
+    word = max(choices, key=lambda word: choices[word][0])
+    part, figure = choices[word]
+    of_step = f"; get_batch is {wait / step.total_ns:.0%} of a step" if step.total_ns else ""
+    if part < CLEAR * run_ns:
+        word, figure = "BALANCED", f"nothing dominates; {figure}"
+    return Verdict(
+        f"{word}: {figure}{of_step}", _drift(step, found.phases), _what_if(found, progress)
+    )
+
+
+def _drift(step: Stats, phases: dict[str, Stats]) -> str:
+    if step.drift is None or abs(step.drift) < DRIFT:
+        return ""
+    own = {n: s for n, s in phases.items() if ": " not in n and s.drift is not None}
+    name = max(own, key=lambda n: own[n].p50_ns * abs(own[n].drift or 0), default="")
+    way = "slower" if step.drift > 0 else "faster"
+    most = f", {name} {own[name].drift:+.0%}" if name else ""
+    return f"steps lately {abs(step.drift):.0%} {way} than the run's{most}"
+
+
+def _what_if(found: Parts, progress: Progress) -> str:
+    step = found.step
+    assert step is not None
+    wait = found.wait_ns / step.count
+    if wait * 10 < step.total_ns / step.count:  # little to win
+        return ""
+    text = f"without the wait {duration(round(step.total_ns / step.count - wait))} a step"
+    if progress.eta_without_wait_ns is not None:
+        text += f", ETA {duration(round(progress.eta_without_wait_ns, -9))}"
+    return text
+
+
+@dataclass(frozen=True)
+class OpenSpan:
+    """A span without an end: running now, or cut off when the process died. Times in ns."""
+
+    number: int  #: of its row
+    kind: str
+    name: str
+    engine: str
+    epoch: int
+    iteration: int
+    start_ns: int
+    open_ns: int
+    guessed: bool  #: its name is what followed here before; it is not known yet
+    usual_ns: int | None  #: p99 of its like
+    longest_ns: int | None  #: the longest of its like
+
+
+def hanging(spans: tuple[OpenSpan, ...], now_ns: int) -> str:
+    """What to say of a span that is open for far longer than any like it; empty if none is.
+
+    Of several the innermost that is known to be quicker tells where.
+    """
+    for span in reversed(spans):
+        took = now_ns - span.start_ns
+        if span.longest_ns is None or span.kind in ("run", "epoch"):
+            continue
+        if took > max(HANG_NS, HANG_TIMES * span.longest_ns):
+            place = f"in {span.name} of {span.engine}'s iteration {span.iteration}"
+            return f"hangs for {duration(took)} {place}; p99 {duration(span.usual_ns or 0)}"
+    return ""

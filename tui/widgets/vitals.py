@@ -1,0 +1,68 @@
+"""The third line: throughput, what the process uses of the machine, and the scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from firetrace.tui.feed import Snapshot
+from firetrace.tui.format import bytes_of, clip, number, rate, sparkline
+from firetrace.tui.gauges import Gauges, Usage
+from firetrace.tui.widgets.palette import colours
+
+SPARK = 10
+#: A line narrower than this has no sparklines but the throughput's.
+ROOMY = 100
+
+
+class Vitals(Widget):
+    """Parts are left out from the right where the line is too short."""
+
+    snapshot: reactive[Snapshot | None] = reactive(None)
+    usage: reactive[Usage | None] = reactive(None)
+    gauges: Gauges | None = None
+
+    def render(self) -> Text:
+        """The line."""
+        line = Text(no_wrap=True, overflow="crop", end="")
+        if self.snapshot is None:
+            return line
+        for part in self._parts(self.snapshot, self.size.width >= ROOMY):
+            gap = 3 if line.cell_len else 0
+            if line.cell_len + gap + part.cell_len <= self.size.width:
+                line.append(" " * gap)
+                line.append_text(part)
+        return line
+
+    def _parts(self, snapshot: Snapshot, roomy: bool) -> list[Text]:
+        own, progress = colours(), snapshot.report.progress
+        parts = []
+        if progress.steps_per_second is not None:
+            speed = Text.assemble((rate(progress.steps_per_second), "bold"), (" step/s ", own.dim))
+            cells = 2 * SPARK if roomy else SPARK
+            speed.append(sparkline(progress.rates[-cells:], cells, zero=True), own.live)
+            parts.append(speed)
+        usage, gauges = self.usage, self.gauges
+        if usage is not None and gauges is not None and snapshot.report.state == "running":
+            parts.append(_gauge("CPU", f"{usage.cpu:.0%}", gauges.cpu, roomy))
+            parts.append(_gauge("MEM", bytes_of(usage.memory_bytes), gauges.memory, roomy))
+            if usage.gpu is not None:
+                parts.append(_gauge("GPU", f"{usage.gpu:.0%}", gauges.gpu, roomy))
+                parts.append(_gauge("VRAM", bytes_of(usage.gpu_memory_bytes or 0), (), roomy))
+        for scalar in snapshot.report.scalars:
+            name, last = clip(scalar.name, 24), number(scalar.last)
+            part = Text.assemble((f"{name} ", own.dim), (last, "bold"))
+            if roomy and len(scalar.points) > 1:
+                part.append(" " + sparkline(scalar.points, SPARK), own.handler)
+            parts.append(part)
+        return parts
+
+
+def _gauge(name: str, value: str, course: Sequence[float], roomy: bool) -> Text:
+    part = Text.assemble((f"{name} ", colours().dim), (value, "bold"))
+    if roomy and len(course) > 1:
+        part.append(" " + sparkline(list(course), SPARK // 2, zero=True), colours().live)
+    return part
