@@ -15,16 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench import disk, exporting, memory, reading, recording, sending, startup
+from bench import disk, exporting, memory, reading, recording, sending, startup, watching
 from bench.process import SampleError
 from bench.result import Row, render
 from bench.settings import Progress, Settings
 
 SUBJECTS: dict[str, Any] = {
     "recording": recording, "disk": disk, "memory": memory, "reading": reading,
-    "exporting": exporting, "sending": sending, "startup": startup,
+    "exporting": exporting, "sending": sending, "startup": startup, "watching": watching,
 }  # fmt: skip
-PACKAGES = ("firetrace", "pytorch-ignite", "monai", "torch", "opentelemetry-sdk", "numpy")
+PACKAGES = (
+    "firetrace", "pytorch-ignite", "monai", "torch", "opentelemetry-sdk", "numpy", "textual",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,10 @@ class Settings:
     sending_pairs: int = 7
     relay_seconds: int = 30
     starts: int = 9
+    watching_starts: int = 7
+    watching_seconds: int = 20  #: in which processor time is counted
+    watching_rounds: int = 4  #: of all keys
+    watching_steps: int = 40
 
     @classmethod
     def quick(cls, workspace: Path) -> Settings:
@@ -33,7 +37,7 @@ class Settings:
             workspace, pairs=5, epochs=3, disk_iterations=20_000, memory_spans=300_000,
             reading_spans=200_000, reading_pairs=3, exporting_spans=100_000, exporting_pairs=3,
             exporting_many=1_000_000, sending_spans=40_000, sending_pairs=3, relay_seconds=15,
-            starts=3,
+            starts=3, watching_starts=3, watching_seconds=5, watching_rounds=2, watching_steps=20,
         )  # fmt: skip
 
 

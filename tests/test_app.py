@@ -250,5 +250,7 @@ async def test_a_running_step_that_hangs_is_called_so(monkeypatch: pytest.Monkey
     with Growing(steps=20) as training:
         training.go_on(5)
         async with WatchApp().run_test(size=SIZE) as pilot:
-            await until_shown(pilot, "HANGS", "hangs for ", "in forward of Trainer's iteration 6; p99")
+            await until_shown(
+                pilot, "HANGS", "hangs for ", "in forward of Trainer's iteration 6; p99"
+            )
             assert isinstance(pilot.app.query_one(Headline), Headline)

@@ -225,8 +225,10 @@ async def check_strip_choose(pilot: Pilot[str], key: str) -> None:
 
 async def check_search(pilot: Pilot[str], key: str) -> None:
     await pilot.press(key, *"LOSS")
-    await until_shown(pilot, "4 spans match", "loss  step 1")
-    await pilot.press("backspace", "backspace", "backspace", "backspace", *"step 2", "enter")
+    await until_shown(pilot, "8 spans match", "LOSS_COMPLETED  step 1")
+    await pilot.press(
+        "backspace", "backspace", "backspace", "backspace", *"step", "space", "2", "enter"
+    )
     await until_shown(pilot, "2 spans match")
     await pilot.press("enter")
     await until_shown(pilot, "Timeline ·")
@@ -278,7 +280,9 @@ async def check_export(pilot: Pilot[str], key: str) -> None:
 async def check_perfetto(pilot: Pilot[str], key: str) -> None:
     await pilot.press(key)
     await until_shown(pilot, "http://127.0.0.1:")
-    url = re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", screen_of(pilot).replace("│", ""))
+    assert isinstance(pilot.app, WatchApp)
+    assert pilot.app.page is not None
+    url = re.search(r"http://127\S+", pilot.app.page.message)
     assert url is not None
     # The page is served by a thread of this process, so asking must not stand in its way.
     answer = await asyncio.to_thread(lambda: urllib.request.urlopen(url[0]).read())
@@ -307,9 +311,9 @@ async def check_interrupt(pilot: Pilot[str], key: str) -> None:
 async def check_palette(pilot: Pilot[str], key: str) -> None:
     await pilot.press(key)
     await until(pilot, lambda: isinstance(pilot.app.screen, CommandPalette), "no palette")
-    await pilot.press(*"timeline alone")
-    await until_shown(pilot, "the timeline alone")
-    await pilot.press("down", "enter")
+    await pilot.press(*"timeline", "space", *"alone")
+    await until_shown(pilot, "key: 2")
+    await pilot.press("enter")
     await until(pilot, lambda: "Phases" not in screen_of(pilot), "the command did nothing")
 
 
@@ -351,6 +355,7 @@ async def check_slowest(pilot: Pilot[str], key: str) -> None:
 
 
 async def check_help(pilot: Pilot[str], key: str) -> None:
+    await pilot.resize_terminal(120, 80)
     await pilot.press(key)
     await until_shown(pilot, *[each.help for each in KEYS])
     await pilot.press(key)

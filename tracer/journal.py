@@ -78,6 +78,7 @@ import json
 import platform
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ class Header:
         return cls(window, wall, mono, seed, pid, host, boot_id)
 
 
+@cache
 def boot_id() -> str:
     """An id of this boot of this machine ("" where the system has none).
 

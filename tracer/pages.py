@@ -21,6 +21,7 @@ from firetrace.tracer.table import hoist
 #: Rows read at first; a step of a usual training has 15 to 40.
 FEW = 64
 FOREVER = 2**63 - 1
+NO_SPAN = int(Flag.SCALAR | Flag.VOID)
 
 
 class Pages:
@@ -83,7 +84,7 @@ class Pages:
         rows, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
         flags, end = rows["flags"], rows["end"]
         wrong = (rows["parent"] >= numbers) | ((end < rows["start"]) & (end != 0))
-        gone = (flags & (Flag.SCALAR | Flag.VOID) != 0) | wrong
+        gone = (flags & NO_SPAN != 0) | wrong
         return hoist(rows, numbers, ~gone) if gone.any() else (rows, numbers)
 
     def real(self, number: int) -> int:
@@ -92,7 +93,7 @@ class Pages:
             row = self.row(number)
             if row is None:
                 return 0
-            if not row["flags"] & (Flag.SCALAR | Flag.VOID):
+            if not int(row["flags"]) & NO_SPAN:
                 return number
             parent = int(row["parent"])
             number = parent if parent < number else 0

@@ -16,7 +16,7 @@ import numpy as np
 
 from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, WEAKLY_ORDERED, Flag, Rows
 from firetrace.tracer.reader import JournalReader, Numbers, Position
-from firetrace.tracer.table import Table, block
+from firetrace.tracer.table import Table, block, places
 
 #: Windows a block: 131,072 rows, 4 MiB.
 BLOCK_WINDOWS = 16
@@ -178,8 +178,7 @@ def hoisted(found: Table, reader: JournalReader) -> Table:
     parents, numbers = found.rows["parent"], found.numbers
     if not len(numbers):
         return found
-    place = np.minimum(np.searchsorted(numbers, parents), len(numbers) - 1)
-    elsewhere = np.flatnonzero((numbers[place] != parents) & (parents != 0))
+    elsewhere = np.flatnonzero((places(numbers, parents) < 0) & (parents != 0))
     for parent in np.unique(parents[elsewhere]).tolist():
         real = _span(reader, parent)
         if real != parent:

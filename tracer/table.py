@@ -135,6 +135,23 @@ def block(reader: JournalReader, rows: Rows, numbers: Numbers, copy: bool = Fals
     )  # fmt: skip
 
 
+def places(numbers: Numbers, wanted: Numbers) -> Ints:
+    """Where in ``numbers``, which rise, the wanted ones are; -1 for those that are not there."""
+    if not len(numbers):
+        return np.full(len(wanted), -1)
+    first, span = int(numbers[0]), int(numbers[-1]) - int(numbers[0]) + 1
+    if span > 4 * len(numbers) + 1024:
+        at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        return np.where(numbers[at] == wanted, at, -1)
+    table = np.full(span + 1, -1, np.int64)  # the last entry: for what lies outside
+    table[numbers - np.uint32(first)] = np.arange(len(numbers))
+    offsets = wanted.astype(np.int64) - first
+    outside = (offsets < 0) | (offsets >= span)
+    offsets[outside] = span
+    found: Ints = table[offsets]
+    return found
+
+
 def hoist(rows: Rows, numbers: Numbers, keep: npt.NDArray[np.bool_]) -> tuple[Rows, Numbers]:
     """Leave rows out; their children get the nearest ancestor that stays."""
     gone, up_from = numbers[~keep], rows["parent"][~keep]

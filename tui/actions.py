@@ -7,12 +7,14 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from firetrace.exporters.selection import Selection, Selector
-from firetrace.tracer.stream import blocks
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count, duration
 from firetrace.tui.model.tree import Span
+
+if TYPE_CHECKING:
+    from firetrace.exporters.selection import Selection
 
 #: A run of more spans than this is a slow guest in a browser: its epoch alone is opened.
 MOST_IN_BROWSER = 3_000_000
@@ -29,6 +31,8 @@ class Part:
 
 def parts(snapshot: Snapshot, shown: list[Span], frame: Span | None) -> list[Part]:
     """What can be exported, what is on the screen first."""
+    from firetrace.exporters.selection import Selection
+
     found = []
     tree = snapshot.tree
     if shown:
@@ -67,6 +71,8 @@ def export(journal: Path, path: Path, selection: Selection) -> int:
         JournalError: the journal cannot be read.
     """
     from firetrace.exporters.chrome.export import export_chrome
+    from firetrace.exporters.selection import Selector
+    from firetrace.tracer.stream import blocks
 
     with Selector(journal, selection) as selector:
         return export_chrome(selector.select(blocks(journal)), path)
@@ -77,6 +83,7 @@ class PerfettoPage:
 
     def __init__(self, snapshot: Snapshot, frame: Span | None) -> None:
         from firetrace.exporters.perfetto import TracePage, offline_ui, open_browser, ssh_line
+        from firetrace.exporters.selection import Selection
 
         selection, part = Selection(), "the run"
         if snapshot.report.spans > MOST_IN_BROWSER and frame is not None and frame.epoch:

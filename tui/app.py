@@ -6,10 +6,11 @@ then rests at least four times as long as that took, so that it costs a fifth of
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import work
 from textual.app import ComposeResult
@@ -18,21 +19,20 @@ from textual.containers import Horizontal
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tui.child import Child, shell_code
 from firetrace.tui.doing import Doing
 from firetrace.tui.feed import OVER, Feed, Snapshot, Waiting
-from firetrace.tui.gauges import Gauges, Usage
 from firetrace.tui.keys import bindings
-from firetrace.tui.widgets import palette
 from firetrace.tui.widgets.detail import Detail
 from firetrace.tui.widgets.epochs import EpochsTable
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.help import Help
+from firetrace.tui.widgets.key_bar import KeyBar
 from firetrace.tui.widgets.output import OutputPane
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import ScalarsPane
@@ -43,9 +43,14 @@ from firetrace.tui.widgets.step_bar import StepBar
 from firetrace.tui.widgets.timeline import Timeline
 from firetrace.tui.widgets.vitals import Vitals
 
+if TYPE_CHECKING:
+    from firetrace.tui.gauges import Gauges, Usage
+
 PERIOD_S = 0.25
 #: The reader rests this many times as long as it worked.
 REST = 4
+#: How long after a change the tables are drawn.
+TABLES_S = 0.4
 #: How often the gauges are looked at.
 GAUGES_S = 2.0
 #: With ``exit_when_done``: how long the end stays on the screen.
@@ -60,6 +65,7 @@ class WatchApp(Doing):
         name: as for ``find_run``: a path, a run's name, or None for the newest.
         exit_when_done: leave by itself a moment after the run is over.
         child: the program that is recorded, if it runs under the app; its output gets a pane.
+        feed: of ``name``, if it has been started already.
     """
 
     CSS_PATH = "firetrace.tcss"
@@ -67,7 +73,7 @@ class WatchApp(Doing):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app", "all")]
     # Textual declares these two as instance variables.
     HORIZONTAL_BREAKPOINTS = [(0, "narrow"), (110, "wide"), (160, "wider")]  # noqa: RUF012
-    VERTICAL_BREAKPOINTS = [(0, "tiny"), (15, "low"), (24, "middle"), (44, "high")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "tiny"), (20, "low"), (30, "middle"), (44, "high")]  # noqa: RUF012
 
     class Read(Message):
         """The reader found something new. A newer one replaces an older one not yet drawn."""
@@ -81,10 +87,13 @@ class WatchApp(Doing):
             return isinstance(message, WatchApp.Read)
 
     def __init__(
-        self, name: str | None = None, exit_when_done: bool = False, child: Child | None = None
-    ) -> None:
+        self, name: str | None = None, exit_when_done: bool = False, child: Child | None = None,
+        feed: Feed | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(child)
         self._name, self._exit_when_done = name, exit_when_done
+        self._feed = feed or Feed(name)
+        self._tables: Timer | None = None  # they are drawn half as often as the rest
         self._leaving = threading.Event()
         self._switched = False  # to another run; told to the reader
         self._linger: Timer | None = None
@@ -113,17 +122,21 @@ class WatchApp(Doing):
         if self.output is not None:
             yield self.output
         yield SearchBar()
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Begin to read."""
-        for each in palette.THEMES:
-            if each.theme is not None:
-                self.register_theme(each.theme)
-        self.theme = palette.DARK.name
-        self._set_view("all")
         self.timeline.focus()
         self._read_on()
+
+    def get_default_screen(self) -> Screen[Any]:
+        """In the first view at once: a class that comes later is a second layout."""
+        return Screen(id="_default", classes="view-all")
+
+    def on_descendant_focus(self) -> None:
+        """The keys of the last line are those of the pane."""
+        if self.screen_stack:
+            self.main(KeyBar).in_tree = self.timeline.has_focus
 
     def on_unmount(self) -> None:
         """Wake the reader, so that leaving does not wait for it."""
@@ -135,7 +148,7 @@ class WatchApp(Doing):
     @work(thread=True, exclusive=True, exit_on_error=True)
     def _read_on(self) -> None:
         """Read until the app leaves (in a thread of its own)."""
-        worker, feed, gauges, looked = get_current_worker(), Feed(self._name), None, 0.0
+        worker, feed, gauges, looked = get_current_worker(), self._feed, None, 0.0
         try:
             while not worker.is_cancelled:
                 began = time.monotonic()
@@ -152,10 +165,12 @@ class WatchApp(Doing):
                     self.post_message(self.Read(found))
                 if isinstance(found, Snapshot) and found.tree.open.alive:
                     header = found.tree.open.header
-                    if gauges is None or gauges.header != header:
-                        gauges = Gauges(header)
                     if began - looked >= GAUGES_S:
+                        from firetrace.tui.gauges import Gauges  # psutil: 30 ms
+
                         looked = began
+                        if gauges is None or gauges.header != header:
+                            gauges = Gauges(header)
                         self.call_later(self._show_usage, gauges, gauges.look())
                 unread = isinstance(found, Snapshot) and found.read < 1
                 rest = 0.0 if unread else max(PERIOD_S, REST * (time.monotonic() - began))
@@ -205,14 +220,25 @@ class WatchApp(Doing):
             main.remove_class("waiting")
             self.call_after_refresh(self.timeline.focus)  # hidden, it had lost the focus
         self.main(Headline).snapshot = snapshot
-        if old is None or old.report is not snapshot.report:
-            self.main(Vitals).snapshot = snapshot
-            self.main(StepBar).snapshot = snapshot
-            self.main(HeatStrip).snapshot = snapshot
-            for table in main.query(".rows").results(RowsTable):
-                table.show(snapshot)
-            self.main(ScalarsPane).show(snapshot)
         self.timeline.show(snapshot)
+        self.on_timeline_moved()
+        if old is not None and old.report is snapshot.report:
+            return
+        for line in (self.main(Vitals), self.main(StepBar), self.main(HeatStrip)):
+            line.snapshot = snapshot
+        if old is None:
+            self._show_tables()
+            self.call_after_refresh(gc.freeze)  # what is there now stays: a collection is 50 ms
+        elif self._tables is None:
+            self._tables = self.set_timer(TABLES_S, self._show_tables)
+
+    def _show_tables(self) -> None:
+        self._tables = None
+        if self.shown is None or not self.screen_stack:
+            return
+        for table in self.screen_stack[0].query(".rows").results(RowsTable):
+            table.show(self.shown)
+        self.main(ScalarsPane).show(self.shown)
 
     def _leave_soon(self, over: bool) -> None:
         if over and self._linger is None:
@@ -376,17 +402,18 @@ class WatchApp(Doing):
         self.push_screen(Help())
 
 
-def watch(name: str | None, exit_when_done: bool = False) -> int:
+def watch(name: str | None, exit_when_done: bool = False, feed: Feed | None = None) -> int:
     """Show a run in the terminal until the user leaves.
 
     Args:
         name: as for ``find_run``: a path, a run's name, or None for the newest.
         exit_when_done: leave by itself about 1.5 s after the run is over.
+        feed: of ``name``, if it has been started already.
 
     Returns:
         The exit code: 0, or 1 if the run could not be read (one line on stderr says why).
     """
-    app = WatchApp(name, exit_when_done)
+    app = WatchApp(name, exit_when_done, feed=feed)
     problem = app.run()
     if problem:
         sys.stderr.write(f"firetrace: {problem}\n")

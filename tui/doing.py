@@ -25,6 +25,7 @@ from firetrace.tui.widgets.choice import Choice, Chosen
 from firetrace.tui.widgets.detail import Detail, facts
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
+from firetrace.tui.widgets.key_bar import KeyBar
 from firetrace.tui.widgets.output import OutputPane
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import Curves
@@ -44,9 +45,13 @@ class Doing(App[str]):
 
     def __init__(self, child: Child | None) -> None:
         super().__init__()
+        for each in palette.THEMES:
+            if each.theme is not None:
+                self.register_theme(each.theme)
+        self.theme = palette.DARK.name
         self.child = child  #: the program that runs under the app
         self.shown: Snapshot | None = None
-        self._page: PerfettoPage | None = None
+        self.page: PerfettoPage | None = None
 
     def main(self, kind: type[W]) -> W:
         """The widget of a type on the screen below any box."""
@@ -138,14 +143,14 @@ class Doing(App[str]):
             self.call_from_thread(self.say, f"not opened: {error}", COPY_S, True)
             return
         self.close_page()
-        self._page = page
+        self.page = page
         self.call_from_thread(self.say, page.message, COPY_S)
 
     def close_page(self) -> None:
         """Stop serving."""
-        if self._page is not None:
-            self._page.close()
-            self._page = None
+        if self.page is not None:
+            self.page.close()
+            self.page = None
 
     def action_copy(self) -> None:
         """The span that the cursor is on, as text, to the terminal's clipboard."""
@@ -185,7 +190,7 @@ class Doing(App[str]):
         palette.current.use(name)
         if not self.screen_stack:
             return
-        for kind in (Headline, Vitals, StepBar, HeatStrip, Curves):
+        for kind in (Headline, Vitals, StepBar, HeatStrip, Curves, KeyBar):
             for widget in self.screen_stack[0].query(kind):
                 widget.refresh()
         for table in self.screen_stack[0].query(".rows").results(RowsTable):

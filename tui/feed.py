@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +76,12 @@ class Feed:
         self._last: Snapshot | Waiting | None = None
         self._journals: tuple[Path, ...] = ()
         self._unreadable_since: float | None = None
+        self._begun: Future[Snapshot | Waiting | None] | None = None
+
+    def begin(self) -> Feed:
+        """Begin to read in a thread, while the caller does something else; then ``poll``."""
+        self._begun = ThreadPoolExecutor(1, "firetrace-first-read").submit(self._poll)
+        return self
 
     def close(self) -> None:
         """Close the journal."""
@@ -88,6 +95,10 @@ class Feed:
         Raises:
             FiretraceError: there is something, but no journal that can be read.
         """
+        begun, self._begun = self._begun, None
+        return begun.result() if begun is not None else self._poll()
+
+    def _poll(self) -> Snapshot | Waiting | None:
         found = self._read() if self._source is not None or self._open() else self._wait()
         if found is not None:
             self._last = found

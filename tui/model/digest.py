@@ -14,7 +14,7 @@ import numpy as np
 
 from firetrace.tracer.journal import KINDS, ROW_BYTES, Flag, Rows
 from firetrace.tracer.reader import Numbers
-from firetrace.tracer.table import Ints, Table
+from firetrace.tracer.table import Ints, Table, places
 from firetrace.tui.model.columns import Column, Spans
 from firetrace.tui.model.groups import Groups, by_window
 from firetrace.tui.model.outline import (
@@ -23,7 +23,6 @@ from firetrace.tui.model.outline import (
     STEP,
     UNKNOWN,
     Outline,
-    places,
     sizes_of,
     spread,
 )  # fmt: skip

@@ -53,6 +53,9 @@ def slow_steps(tree: Tree, main: int) -> tuple[SlowStep, ...]:
 
 def parts_of(tree: Tree, step: int) -> dict[str, int]:
     """What a step's time went to: names and ns."""
+    known = tree.parts.get(step)
+    if known is not None:
+        return dict(known)
     parts: dict[str, int] = {}
     stack, seen = [step], 0
     while stack and seen < MOST_SPANS:
@@ -65,6 +68,9 @@ def parts_of(tree: Tree, step: int) -> dict[str, int]:
                 parts[span.text] = parts.get(span.text, 0) + span.took_ns(tree.now_ns)
             else:
                 stack.append(number)
+    own = tree.span(step)
+    if own is not None and own.end_ns:
+        tree.parts[step] = dict(parts)
     return parts
 
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from firetrace.tracer.journal import KINDS, Flag, Lane, Rows
-from firetrace.tracer.pages import FOREVER, Pages
+from firetrace.tracer.pages import FOREVER, NO_SPAN, Pages
 from firetrace.tracer.reader import Meta, Numbers
 from firetrace.tracer.table import UNKNOWN as LOST
-from firetrace.tracer.table import Table
+from firetrace.tracer.table import Table, places
 from firetrace.tui.model.digest import Digest
 from firetrace.tui.model.lines import Lines
-from firetrace.tui.model.outline import EMPTY, Sizes, places, sizes_of, spread
+from firetrace.tui.model.outline import EMPTY, Sizes, sizes_of, spread
 from firetrace.tui.model.outline import UNKNOWN as UNTOLD
 
 #: A span that has just been opened is gone before it is seen; one that lasts is worth a look.
@@ -27,7 +27,7 @@ SETTLED_NS = 500_000_000
 #: What a waterfall may be laid out in, innermost first.
 FRAMES = ("step", "epoch", "run")
 #: Families that are kept: those of steps that have ended do not change any more.
-MOST_FAMILIES = 512
+MOST_FAMILIES, MOST_KNOWN = 512, 20_000
 #: As deep as a damaged journal may nest spans before the rest is not looked for.
 DEEPEST = 10_000
 
@@ -85,8 +85,12 @@ class Tree:
     ) -> None:
         self.digest, self.pages, self.open, self.now_ns = digest, pages, open, now_ns
         self.meta: Meta = open.meta
-        same = before is not None and before.pages is pages
-        self._ended: dict[int, Family] = before._ended if same and before is not None else {}
+        if before is not None and before.pages is not pages:
+            before = None
+        #: What steps that have ended are made of, in ns by name; see ``slow.py``.
+        self.parts: dict[int, dict[str, int]] = before.parts if before is not None else {}
+        self._ended: dict[int, Family] = before._ended if before is not None else {}
+        self._known: dict[int, Span] = before._known if before is not None else {}  # have ended
         self._families: dict[int, Family] = {}
         self._spans: dict[int, Span | None] = {}
         self._steps: dict[int, int] = {}
@@ -94,16 +98,28 @@ class Tree:
 
     def span(self, number: int) -> Span | None:
         """A span; None if there is none (any more) with this number."""
+        known = self._known.get(number)
+        if known is not None:
+            return known
         if number not in self._spans:
-            self._spans[number] = self._read(number)
+            span = self._spans[number] = self._read(number)
+            if span is not None and span.end_ns and not self._is_guess(span.parent):
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[number] = span
         return self._spans[number]
+
+    def _is_guess(self, number: int) -> bool:
+        """Whether a span may turn out to be none; its children are its parent's then."""
+        span = self.span(number) if number else None
+        return span is not None and not span.end_ns and bool(span.flags & Flag.GUESS)
 
     def _read(self, number: int) -> Span | None:
         row = self.pages.row(number)
-        if row is None or row["flags"] & (Flag.SCALAR | Flag.VOID):
+        if row is None:
             return None
         parent, id, lane, flags, epoch, iteration, end, start = row.tolist()
-        if parent >= number or (end and end < start):
+        if parent >= number or flags & NO_SPAN or (end and end < start):
             return None
         name = self.meta.names.get(id, LOST)
         parent = self.pages.real(parent)

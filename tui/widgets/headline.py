@@ -106,6 +106,10 @@ def _progress(snapshot: Snapshot, room: int) -> Text:
         end = f"  ETA {least}{left}" if eta is not None else ""
     else:
         end = f"  took {duration(report.duration_ns)}"
+    if cell_len(epoch + done + end) > room:  # the end of it is what people look for
+        done = "" if cell_len(epoch + end) <= room else done
+        if done:
+            return Text(clip(end, room), "bold")
     text = Text(epoch)
     cells = min(24, room - cell_len(epoch + done + end) - 1)
     if whole and cells >= 3:

@@ -41,6 +41,7 @@ class HeatStrip(Widget, can_focus=True):
         super().__init__(id="heat")
         self._cells: list[Cell] = []
         self._heat = Heat(Spans())
+        self._looked_at: tuple[Snapshot | None, int] = None, 0
 
     def render(self) -> Text:
         """The line."""
@@ -51,7 +52,10 @@ class HeatStrip(Widget, can_focus=True):
         legend = self._legend()
         if self._heat.steps is not self._steps:
             self._heat = Heat(self._steps)
-        self._cells = self._heat.cells(max(1, self.size.width - len(LABEL) - len(legend) - 1))
+        wanted = self.snapshot, self.size.width - len(LABEL) - len(legend) - 1
+        if wanted != self._looked_at:
+            self._looked_at = wanted
+            self._cells = self._heat.cells(max(1, wanted[1]))
         text.append(LABEL, own.dim)
         chosen = self._chosen
         for index, cell in enumerate(self._cells):

@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import BindingType
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -75,6 +75,7 @@ class Timeline(ScrollView, can_focus=True):
         self._lines: Lines | Matches = Lines()
         self._axis: Axis | None = None
         self._zoomed: Axis | None = None
+        self._base = Style()
 
     # What is shown
 
@@ -123,7 +124,7 @@ class Timeline(ScrollView, can_focus=True):
         self._lines = (
             Matches(tree, self.pattern) if self.pattern else tree.lines(self.unfolded, self.least)
         )
-        self.virtual_size = Size(self.size.width, len(self._lines) + AXIS_LINES)
+        self._set_height(len(self._lines) + AXIS_LINES)
         if len(self._lines) and self._lines.index(self.cursor) is None:
             # Gone (a wrong guess), hidden or folded away: the line nearest in time.
             self.cursor = self._lines.at(self._lines.nearest(self.cursor))[0]
@@ -134,8 +135,17 @@ class Timeline(ScrollView, can_focus=True):
         else:
             self._scroll(self.line - above)
         self._entitle()
-        self.post_message(self.Moved())
         self.refresh()
+
+    def _set_height(self, lines: int) -> None:
+        """Tell the scrollbar. The whole screen is laid out anew only where that comes or goes."""
+        size = Size(self.size.width, lines)
+        page = self.scrollable_content_region.height
+        if self.show_vertical_scrollbar and page < min(lines, self.virtual_size.height):
+            self.set_reactive(ScrollView.virtual_size, size)
+            self.vertical_scrollbar.window_virtual_size = lines
+        elif size != self.virtual_size:
+            self.virtual_size = size
 
     def _lay_out_axis(self) -> None:
         if self._snapshot is None or not len(self._lines):
@@ -185,12 +195,17 @@ class Timeline(ScrollView, can_focus=True):
     def _page(self) -> int:
         return max(1, self.scrollable_content_region.height - AXIS_LINES)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines of a part of the screen; what they have in common is found once."""
+        self._base = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
         width = self.scrollable_content_region.width
         at = round(self.scroll_offset.y) + y - AXIS_LINES
         snapshot, axis, palette = self._snapshot, self._axis, self._palette
-        base = self.rich_style
+        base = self._base
         if snapshot is None or palette is None or axis is None or at >= len(self._lines):
             return Strip.blank(width, base)
         columns = Columns.of(width)
@@ -262,6 +277,7 @@ class Timeline(ScrollView, can_focus=True):
         self.cursor = number
         self._lay_out()
         self._scroll(max(0, self.line - self._page // 3))
+        self.post_message(self.Moved())
         self.refresh()
 
     def search(self, pattern: str) -> None:
@@ -277,6 +293,7 @@ class Timeline(ScrollView, can_focus=True):
         self.pattern = pattern
         self._lay_out()
         self._reveal()
+        self.post_message(self.Moved())
 
     def next_match(self, pattern: str, direction: int) -> bool:
         """Go to the next (1) or previous (-1) match; False if there is none that way."""

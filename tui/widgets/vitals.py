@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.reactive import reactive
@@ -10,8 +11,10 @@ from textual.widget import Widget
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import bytes_of, clip, number, rate, sparkline
-from firetrace.tui.gauges import Gauges, Usage
 from firetrace.tui.widgets.palette import colours
+
+if TYPE_CHECKING:
+    from firetrace.tui.gauges import Gauges, Usage
 
 SPARK = 10
 #: A line narrower than this has no sparklines but the throughput's.

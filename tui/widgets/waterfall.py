@@ -81,7 +81,8 @@ class Axis:
             label = "│" + (duration(at) if at else "0")
             text += label[: end - begin].ljust(end - begin)
         last = duration(self.begin_ns + self.whole_ns)
-        if columns.bar >= 32:
+        room = columns.bar - columns.bar * 3 // 4 - cell_len(last) - 2
+        if room > len(duration(self.begin_ns + self.whole_ns * 3 // 4)):
             text = text[: -len(last) - 1] + last + "│"  # as wide as the bars
         return [Segment(head, dim), Segment(text, dim)]
 
