@@ -33,6 +33,9 @@ class Terminal:
     def type(self, *keys: str) -> None:
         self._run("send-keys", *keys)
 
+    def resize(self, columns: int, lines: int) -> None:
+        self._run("resize-window", "-x", str(columns), "-y", str(lines))
+
     def screen(self) -> str:
         return self._run("capture-pane", "-p")
 
@@ -60,15 +63,19 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     terminal.close()
 
 
-@pytest.fixture
-def training() -> Iterator[subprocess.Popen[bytes]]:
-    """A training that goes on until the test is over."""
-    process = subprocess.Popen(
+def train() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [sys.executable, "-c", "import tests.support.recordings as r; r.train_slowly()"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture
+def training() -> Iterator[subprocess.Popen[bytes]]:
+    """A training that goes on until the test is over."""
+    process = train()
     yield process
     process.kill()
     process.wait()
@@ -108,3 +115,77 @@ def test_says_in_a_line_why_it_cannot_show_a_run(terminal: Terminal, tmp_path: P
     shown = terminal.until(lambda shown: "left with 1" in shown)
     assert "not a firetrace journal" in shown.replace("\n", "")
     assert "Traceback" not in shown
+
+
+def test_a_training_that_is_killed_and_started_again(
+    terminal: Terminal, training: subprocess.Popen[bytes], own_folders: Path
+) -> None:
+    """Attached to it, the app says that it died; it goes on to the next one, at any size."""
+    command = Path(sys.executable).with_name("firetrace")
+    terminal.type(f"{command} watch; echo left with $?", "Enter")
+    terminal.until(lambda shown: "● RUN" in shown and "step p50" in shown)
+    terminal.resize(60, 15)
+    terminal.until(lambda shown: "● RUN" in shown and "Timeline" in shown and "Phases" not in shown)
+    terminal.resize(160, 50)
+    terminal.until(lambda shown: "Slowest steps" in shown and "CPU" in shown)
+    training.kill()
+    training.wait()
+    shown = terminal.until(lambda shown: "✖ DIED" in shown)
+    assert "(open " in shown
+    again = train()
+    try:
+        terminal.until(lambda shown: "● RUN" in shown and "FOLLOW" in shown)
+        terminal.type("q")
+        terminal.until(lambda shown: "left with 0" in shown)
+        assert terminal.modes().strip() == "0 1 0"
+        assert again.poll() is None
+    finally:
+        again.kill()
+        again.wait()
+
+
+PROGRAM = """
+import sys, time
+from ignite.engine import Engine, Events
+trainer = Engine(lambda engine, batch: time.sleep(0.01))
+@trainer.on(Events.ITERATION_COMPLETED(every=10))
+def tell(engine):
+    print(f"\\r\\x1b[32miteration {engine.state.iteration}\\x1b[0m", end="", flush=True)
+try:
+    trainer.run(range(100), max_epochs=int(sys.argv[1]))
+except KeyboardInterrupt:
+    print("\\ninterrupted")
+    sys.exit(3)
+print("\\nall done", sys.stdin.isatty(), sys.stdout.isatty())
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, own_folders: Path) -> str:
+    """A command that runs a program under the app; it wants to know how many epochs."""
+    script = tmp_path / "train.py"
+    script.write_text(PROGRAM)
+    return f"clear; {Path(sys.executable).with_name('firetrace')} run --watch {script}"
+
+
+def test_a_program_under_the_app_gets_ctrl_c(terminal: Terminal, program: str) -> None:
+    """Its output is in a pane, Ctrl-C is its own, and its exit code is the command's."""
+    terminal.type(f"{program} 100; echo left with $?", "Enter")
+    terminal.until(lambda shown: "● RUN" in shown and re.search(r"Output.*iteration", shown, re.S))
+    terminal.type("C-c")
+    terminal.until(lambda shown: "■ ENDED" in shown and "interrupted" in shown)
+    terminal.type("q")
+    shown = terminal.until(lambda shown: "left with 3" in shown)
+    assert "interrupted" in shown
+    assert terminal.modes().strip() == "0 1 0"
+
+
+def test_a_program_outlives_the_app_that_it_ran_under(terminal: Terminal, program: str) -> None:
+    """After ``q`` its output goes on in the plain terminal, to its end."""
+    terminal.type(f"{program} 4; echo left with $?", "Enter")
+    terminal.until(lambda shown: "● RUN" in shown)
+    terminal.type("q")
+    shown = terminal.until(lambda shown: "left with 0" in shown)
+    assert "the program goes on" in shown
+    assert "all done True True" in shown
+    assert terminal.modes().strip() == "0 1 0"

@@ -13,7 +13,7 @@ from firetrace.tracer.run import open_run
 from firetrace.tracer.table import Table, read_table
 from firetrace.tui.model.report import read_tree
 from firetrace.tui.model.tree import Tree
-from tests.support.made import MS, MadeTraining, Plan, always, chain, tree_at, write_rows
+from tests.support.made import MS, MadeTraining, Plan, chain, tree_at, write_rows
 from tests.support.recordings import record, record_failing, record_killed
 from tests.support.truth import children, labelled, origins_of_errors, positions, shape, walk
 from tests.support.wild_journal import WildJournal
@@ -75,7 +75,7 @@ def test_events_on_which_nothing_ran_are_hidden_on_demand(tree: Tree) -> None:
 
 def test_what_is_shorter_than_wanted_is_hidden(tmp_path: Path) -> None:
     """By the digits of its duration in ns; runs, epochs and steps always stay."""
-    plan = Plan(epochs=1, steps=2, get_batch=always(99), forward=always(100), backward=always(5000))
+    plan = Plan(epochs=1, steps=2, get_batch=99, forward=100, backward=5000)
     path = MadeTraining(tmp_path, plan).finish().path
     tree = read_tree(path)
     everything = set(walk(tree))
@@ -301,6 +301,7 @@ def test_an_empty_journal_has_no_lines(tmp_path: Path) -> None:
 def test_nesting_deeper_than_the_call_stack_is_drawn(tmp_path: Path, kind: str) -> None:
     """A damaged journal may be one long chain; its lines are computed all the same."""
     tree = read_tree(write_rows(tmp_path / "rank0.1.rows", chain(5000, kind)))
+    assert len(tree.ancestors(128 + 4999)) == 4999
     lines = tree.lines(set(range(6000)), 0)
     assert len(lines) == 5000
     assert lines.at(4999) == (128 + 4999, 4999)

@@ -13,6 +13,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, ROW_DTYPE, Flag, Rows
 from firetrace.tracer.reader import JournalReader, Numbers
@@ -22,6 +23,20 @@ from firetrace.tracer.table import hoist
 FEW = 64
 FOREVER = 2**63 - 1
 NO_SPAN = int(Flag.SCALAR | Flag.VOID)
+
+
+def is_span(number: Any, parent: Any, flags: Any, start: Any, end: Any) -> Any:
+    """Whether a row is a span: no scalar, not void and not damaged. Of columns: which rows are."""
+    makes_sense = (parent < number) & (start > 0) & ((end >= start) | (end == 0))
+    return makes_sense & (flags & NO_SPAN == 0)
+
+
+def are_spans(rows: Rows, numbers: Numbers) -> npt.NDArray[np.bool_]:
+    """Which rows are spans."""
+    found: npt.NDArray[np.bool_] = is_span(
+        numbers, rows["parent"], rows["flags"], rows["start"], rows["end"]
+    )
+    return found
 
 
 class Pages:
@@ -82,10 +97,8 @@ class Pages:
         if not parts:
             return np.empty(0, ROW_DTYPE), np.empty(0, np.uint32)
         rows, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
-        flags, end = rows["flags"], rows["end"]
-        wrong = (rows["parent"] >= numbers) | ((end < rows["start"]) & (end != 0))
-        gone = (flags & NO_SPAN != 0) | wrong
-        return hoist(rows, numbers, ~gone) if gone.any() else (rows, numbers)
+        keep = are_spans(rows, numbers)
+        return (rows, numbers) if keep.all() else hoist(rows, numbers, keep)
 
     def real(self, number: int) -> int:
         """The nearest of a row and its ancestors that is a span; 0: none."""
@@ -93,9 +106,9 @@ class Pages:
             row = self.row(number)
             if row is None:
                 return 0
-            if not int(row["flags"]) & NO_SPAN:
+            parent, _, _, flags, _, _, end, start = row.tolist()
+            if is_span(number, parent, flags, start, end):
                 return number
-            parent = int(row["parent"])
             number = parent if parent < number else 0
         return 0
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +101,8 @@ def stems(directory: Path) -> Iterator[Path]:
 
 def resource(directory: Path, name: str) -> dict[str, Any]:
     """OpenTelemetry resource attributes of this process. No arguments, no environment."""
+    from importlib.metadata import PackageNotFoundError, version  # 25 ms; who reads needs none
+
     try:
         own_version = version("firetrace")
     except PackageNotFoundError:

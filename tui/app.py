@@ -7,6 +7,7 @@ then rests at least four times as long as that took, so that it costs a fifth of
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 import time
@@ -23,7 +24,6 @@ from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from firetrace.tracer.errors import FiretraceError
-from firetrace.tui.child import Child, shell_code
 from firetrace.tui.doing import Doing
 from firetrace.tui.feed import OVER, Feed, Snapshot, Waiting
 from firetrace.tui.keys import bindings
@@ -33,7 +33,6 @@ from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.help import Help
 from firetrace.tui.widgets.key_bar import KeyBar
-from firetrace.tui.widgets.output import OutputPane
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import ScalarsPane
 from firetrace.tui.widgets.search_bar import SearchBar
@@ -44,7 +43,9 @@ from firetrace.tui.widgets.timeline import Timeline
 from firetrace.tui.widgets.vitals import Vitals
 
 if TYPE_CHECKING:
+    from firetrace.tui.child import Child
     from firetrace.tui.gauges import Gauges, Usage
+    from firetrace.tui.widgets.output import OutputPane
 
 PERIOD_S = 0.25
 #: The reader rests this many times as long as it worked.
@@ -65,7 +66,6 @@ class WatchApp(Doing):
         name: as for ``find_run``: a path, a run's name, or None for the newest.
         exit_when_done: leave by itself a moment after the run is over.
         child: the program that is recorded, if it runs under the app; its output gets a pane.
-        feed: of ``name``, if it has been started already.
     """
 
     CSS_PATH = "firetrace.tcss"
@@ -87,21 +87,18 @@ class WatchApp(Doing):
             return isinstance(message, WatchApp.Read)
 
     def __init__(
-        self, name: str | None = None, exit_when_done: bool = False, child: Child | None = None,
-        feed: Feed | None = None,
-    ) -> None:  # fmt: skip
+        self, name: str | None = None, exit_when_done: bool = False, child: Child | None = None
+    ) -> None:
         super().__init__(child)
         self._name, self._exit_when_done = name, exit_when_done
-        self._feed = feed or Feed(name)
         self._tables: Timer | None = None  # they are drawn half as often as the rest
         self._leaving = threading.Event()
         self._switched = False  # to another run; told to the reader
         self._linger: Timer | None = None
         self._held: Snapshot | None = None  # newest while paused
         self._paused = False
+        self._follows = True  # told to the reader: it may go on to another journal
         self._pattern = ""  # what was searched for last
-        #: what the program prints; None if no program runs under the app
-        self.output = OutputPane(child, id="output") if child is not None else None
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
@@ -114,14 +111,10 @@ class WatchApp(Doing):
             yield PhaseTable(id="phases")
             yield HandlerTable(id="handlers")
             yield SlowestTable(id="slowest")
-        yield EpochsTable(id="epochs")
-        yield ScalarsPane()
         with Horizontal(id="lower"):
             yield Timeline()
-            yield Detail()
         if self.output is not None:
             yield self.output
-        yield SearchBar()
         yield KeyBar()
 
     def on_mount(self) -> None:
@@ -148,7 +141,7 @@ class WatchApp(Doing):
     @work(thread=True, exclusive=True, exit_on_error=True)
     def _read_on(self) -> None:
         """Read until the app leaves (in a thread of its own)."""
-        worker, feed, gauges, looked = get_current_worker(), self._feed, None, 0.0
+        worker, feed, gauges, looked = get_current_worker(), Feed(self._name), None, 0.0
         try:
             while not worker.is_cancelled:
                 began = time.monotonic()
@@ -156,6 +149,7 @@ class WatchApp(Doing):
                     self._switched = False
                     feed.close()
                     feed, gauges = Feed(self._name), None
+                feed.may_move_on = self._follows
                 try:
                     found = feed.poll()
                 except FiretraceError as error:
@@ -197,6 +191,7 @@ class WatchApp(Doing):
         """Draw it, unless the picture is held."""
         found = message.found
         if isinstance(found, Waiting):
+            _settle()
             self.main(Headline).waiting = found.reason
             self.screen_stack[0].query_one("#waiting", Static).update(
                 f"waiting for a run to begin\n{found.reason}"
@@ -228,7 +223,7 @@ class WatchApp(Doing):
             line.snapshot = snapshot
         if old is None:
             self._show_tables()
-            self.call_after_refresh(gc.freeze)  # what is there now stays: a collection is 50 ms
+            self.call_after_refresh(_settle)
         elif self._tables is None:
             self._tables = self.set_timer(TABLES_S, self._show_tables)
 
@@ -238,7 +233,8 @@ class WatchApp(Doing):
             return
         for table in self.screen_stack[0].query(".rows").results(RowsTable):
             table.show(self.shown)
-        self.main(ScalarsPane).show(self.shown)
+        for pane in self.screen_stack[0].query(ScalarsPane):
+            pane.show(self.shown)
 
     def _leave_soon(self, over: bool) -> None:
         if over and self._linger is None:
@@ -249,6 +245,8 @@ class WatchApp(Doing):
 
     def on_output_pane_ended(self, message: OutputPane.Ended) -> None:
         """The program has ended; what it left is still looked at."""
+        from firetrace.tui.child import shell_code
+
         self.say(f"the program has ended: exit code {shell_code(message.code)}")
         if self.shown is None:
             self.main(Headline).waiting = "the program has ended, and no engine ran in it"
@@ -265,6 +263,7 @@ class WatchApp(Doing):
             mode = f"PAUSED +{new:,}" if new > 0 else "PAUSED"
         else:
             mode = "FOLLOW" if self.timeline.following else "BROWSE"
+        self._follows = mode == "FOLLOW"
         self.main(Headline).mode = mode
 
     def on_timeline_followed(self) -> None:
@@ -276,12 +275,15 @@ class WatchApp(Doing):
         if not self.screen_stack:
             return  # the app is closing
         self.main(HeatStrip).cursor = self.timeline.cursor
-        detail = self.main(Detail)
-        if detail.display and self.shown is not None:
-            detail.show(self.shown, self.timeline.span)
+        for detail in self.screen_stack[0].query(Detail):
+            if detail.display and self.shown is not None:
+                detail.show(self.shown, self.timeline.span)
 
-    def on_timeline_detailed(self) -> None:
+    async def on_timeline_detailed(self) -> None:
         """Show or hide the detail."""
+        main = self.screen_stack[0]
+        if not main.query(Detail):  # what is not always wanted is made when it is
+            await main.query_one("#lower").mount(Detail())
         detail = self.main(Detail)
         detail.display = not detail.display
         self.on_timeline_moved()
@@ -290,7 +292,7 @@ class WatchApp(Doing):
         if self.shown is None:
             return
         if not self.screen_stack[0].has_class("view-all"):
-            self.action_view("tree")
+            self._set_view("tree")
         if unfold:
             self.timeline.unfolded = self.timeline.unfolded | {number}
         self.timeline.go_to(number)
@@ -326,8 +328,12 @@ class WatchApp(Doing):
         self.timeline.follow()
         self.timeline.focus()
 
-    def action_view(self, view: str) -> None:
+    async def action_view(self, view: str) -> None:
         """One of ``VIEWS``, with the keys in its first pane."""
+        if view == "epochs" and not self.screen_stack[0].query(EpochsTable):
+            below = self.screen_stack[0].query_one("#lower")
+            await self.screen_stack[0].mount(EpochsTable(id="epochs"), ScalarsPane(), before=below)
+            self._show_tables()
         main = self._set_view(view)
         first = {"tables": "#phases", "epochs": "#epochs"}.get(view, "#timeline")
         self.call_after_refresh(main.query_one(first).focus)
@@ -357,8 +363,10 @@ class WatchApp(Doing):
         browsing = not self.timeline.following and here in numbers
         self._go_to(numbers[(numbers.index(here) + 1) % len(numbers)] if browsing else numbers[0])
 
-    def action_search(self) -> None:
+    async def action_search(self) -> None:
         """Type what to look for."""
+        if not self.screen_stack[0].query(SearchBar):
+            await self.screen_stack[0].mount(SearchBar(), before=self.main(KeyBar))
         bar = self.main(SearchBar)
         bar.display = True
         bar.value = self._pattern
@@ -372,14 +380,14 @@ class WatchApp(Doing):
 
     def on_search_bar_left(self, message: SearchBar.Left) -> None:
         """Back to the tree, or to the list of what matches."""
-        if not message.keep:
-            self._close_search()
-        self.main(SearchBar).display = False
+        self._close_search(message.keep)
         self.timeline.focus()
 
-    def _close_search(self) -> None:
-        self.main(SearchBar).display = False
-        self.timeline.search("")
+    def _close_search(self, keep: bool = False) -> None:
+        for bar in self.screen_stack[0].query(SearchBar):
+            bar.display = False
+        if not keep:
+            self.timeline.search("")
 
     def action_match(self, direction: int) -> None:
         """Go to the next or previous match."""
@@ -393,8 +401,9 @@ class WatchApp(Doing):
         """Leave the filter, or the detail."""
         if self.timeline.pattern:
             self._close_search()
-        elif self.main(Detail).display:
-            self.main(Detail).display = False
+        else:
+            for detail in self.screen_stack[0].query(Detail):
+                detail.display = False
         self.timeline.focus()
 
     def action_help(self) -> None:
@@ -402,18 +411,30 @@ class WatchApp(Doing):
         self.push_screen(Help())
 
 
-def watch(name: str | None, exit_when_done: bool = False, feed: Feed | None = None) -> int:
+def _settle() -> None:
+    """What was made so far stays: to look through it again and again takes 50 ms each time."""
+    gc.enable()
+    gc.freeze()
+
+
+def forget_size() -> None:
+    """Let the terminal say how large it is: where these are exported, Textual believes them."""
+    for variable in ("COLUMNS", "LINES"):
+        os.environ.pop(variable, None)
+
+
+def watch(name: str | None, exit_when_done: bool = False) -> int:
     """Show a run in the terminal until the user leaves.
 
     Args:
         name: as for ``find_run``: a path, a run's name, or None for the newest.
         exit_when_done: leave by itself about 1.5 s after the run is over.
-        feed: of ``name``, if it has been started already.
 
     Returns:
         The exit code: 0, or 1 if the run could not be read (one line on stderr says why).
     """
-    app = WatchApp(name, exit_when_done, feed=feed)
+    forget_size()
+    app = WatchApp(name, exit_when_done)
     problem = app.run()
     if problem:
         sys.stderr.write(f"firetrace: {problem}\n")

@@ -261,12 +261,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace) -> int:
     if not sys.stdout.isatty():
         return fail("watch needs a terminal; 'firetrace report' prints the same numbers as text")
-    from firetrace.tui.feed import Feed
+    import gc
 
-    feed = Feed(arguments.run).begin()  # while Textual is loaded
+    gc.disable()  # until the first picture: it would look through what is being made
     from firetrace.tui.app import watch
 
-    code: int = watch(arguments.run, exit_when_done=arguments.exit, feed=feed)
+    code: int = watch(arguments.run, exit_when_done=arguments.exit)
     return code
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual import work
 from textual.app import App, SystemCommand
@@ -16,7 +16,6 @@ from textual.widget import Widget
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.run import Run, begun_ns, known_runs, open_run
 from firetrace.tui.actions import Part, PerfettoPage, default_path, export, parts
-from firetrace.tui.child import Child
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count, duration, printable
 from firetrace.tui.keys import KEYS, Key
@@ -26,12 +25,15 @@ from firetrace.tui.widgets.detail import Detail, facts
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.key_bar import KeyBar
-from firetrace.tui.widgets.output import OutputPane
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import Curves
 from firetrace.tui.widgets.step_bar import StepBar
 from firetrace.tui.widgets.timeline import Timeline
 from firetrace.tui.widgets.vitals import Vitals
+
+if TYPE_CHECKING:
+    from firetrace.tui.child import Child
+    from firetrace.tui.widgets.output import OutputPane
 
 W = TypeVar("W", bound=Widget)
 #: Runs that the switcher offers.
@@ -50,6 +52,11 @@ class Doing(App[str]):
                 self.register_theme(each.theme)
         self.theme = palette.DARK.name
         self.child = child  #: the program that runs under the app
+        self.output: OutputPane | None = None  #: what it prints
+        if child is not None:
+            from firetrace.tui.widgets.output import OutputPane  # pyte: 30 ms
+
+            self.output = OutputPane(child, id="output")
         self.shown: Snapshot | None = None
         self.page: PerfettoPage | None = None
 
@@ -83,11 +90,10 @@ class Doing(App[str]):
 
     def action_output(self) -> None:
         """Show or hide what the program prints."""
-        if self.child is None:
+        if self.output is None:
             self.say("the program's output is shown by firetrace run --watch", 4)
         else:
-            pane = self.main(OutputPane)
-            pane.display = not pane.display
+            self.output.display = not self.output.display
 
     def action_interrupt(self) -> None:
         """Ctrl-C is the program's."""
@@ -157,9 +163,9 @@ class Doing(App[str]):
         span = self.timeline.span
         if self.shown is None or span is None:
             return
-        detail = self.main(Detail)
-        if detail.display:
-            text = detail.text
+        details = [pane for pane in self.screen_stack[0].query(Detail) if pane.display]
+        if details:
+            text = details[0].text
         else:
             lines = [f"{name}: {value}" for name, value in facts(self.shown, span, []) if name]
             text = "\n".join([self.shown.tree.label(span), *lines])

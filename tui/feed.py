@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +26,8 @@ from firetrace.tui.model.verdict import hanging
 GRACE_S = 2.0
 #: A long journal is shown as far as it has been read after this time, and again after each.
 BOOT_S = 0.7
+#: How often is looked for what follows a run that is over: it opens every run that is known.
+LOOK_S = 1.0
 #: States that a run does not leave unless its program begins another one.
 OVER = ("finished", "ended", "died")
 
@@ -76,12 +77,9 @@ class Feed:
         self._last: Snapshot | Waiting | None = None
         self._journals: tuple[Path, ...] = ()
         self._unreadable_since: float | None = None
-        self._begun: Future[Snapshot | Waiting | None] | None = None
-
-    def begin(self) -> Feed:
-        """Begin to read in a thread, while the caller does something else; then ``poll``."""
-        self._begun = ThreadPoolExecutor(1, "firetrace-first-read").submit(self._poll)
-        return self
+        self._looked = 0.0
+        #: Whether another journal may take the place of one that is over: nobody looks at it closely.
+        self.may_move_on = True
 
     def close(self) -> None:
         """Close the journal."""
@@ -95,10 +93,6 @@ class Feed:
         Raises:
             FiretraceError: there is something, but no journal that can be read.
         """
-        begun, self._begun = self._begun, None
-        return begun.result() if begun is not None else self._poll()
-
-    def _poll(self) -> Snapshot | Waiting | None:
         found = self._read() if self._source is not None or self._open() else self._wait()
         if found is not None:
             self._last = found
@@ -148,6 +142,7 @@ class Feed:
             else:
                 source.close()
                 source, self._last = self._source, None
+        notice = notice or source.notice  # of one that replaced another it is said for good
         last = self._last if isinstance(self._last, Snapshot) else None
         try:
             changed = source.read()
@@ -157,17 +152,25 @@ class Feed:
         if last is None or changed or alive != last.tree.open.alive or notice != last.notice:
             return source.snapshot(last.tree if last is not None else None, notice)
         if not alive:
-            self._look_for_next_attempt()
+            if self.may_move_on:
+                self._look_for_what_follows()
             return None
         if last.report.incomplete:  # only the clock moved on: open spans got longer
             return replace(last, now_ns=source.stream.reader.now_ns())
         return None
 
-    def _look_for_next_attempt(self) -> None:
-        """A run that was resumed writes another journal into the same directory."""
+    def _look_for_what_follows(self) -> None:
+        """A run that is resumed writes another journal; of no name, a newer run is meant too."""
         assert self._source is not None
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
         try:
             run = open_run(self._source.path.parent)
+            if self._name is None:
+                newer = find_run(None)
+                run = newer if newer.alive() else run
         except (FiretraceError, OSError):
             return  # removed while it is shown: what was read stays on the screen
         newest = journal_to_show(run)
@@ -196,7 +199,7 @@ class Source:
 
     def __init__(self, path: Path, ranks: int, notice: str = "") -> None:
         self.path, self.ranks = path, ranks
-        self._notice = notice
+        self.notice = notice  #: why it is read instead of what was there before
         self.stream = Stream(path)
         self._pages = Pages(self.stream.reader)
         self._digest = Digest(self.stream.reader.row)
@@ -234,7 +237,7 @@ class Source:
             read = min(0.99, read / whole)
         return Snapshot(
             report(tree), tree, self.path, str(rank) if rank is not None else self.path.stem,
-            self.ranks, tree.now_ns, read, notice or self._notice,
+            self.ranks, tree.now_ns, read, notice,
         )  # fmt: skip
 
     def what_became_of_it(self) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from firetrace.tui.app import WatchApp
+from firetrace.tui.app import WatchApp, forget_size
 from firetrace.tui.child import Child, passthrough, shell_code
 
 #: Lines of the program's output that stay in the terminal when the app has left.
@@ -31,6 +31,8 @@ def run_under_app(file: str, words: list[str], variables: dict[str, str], direct
     Returns:
         The program's exit code, as a shell tells it.
     """
+    forget_size()
+    variables = {k: v for k, v in variables.items() if k not in ("COLUMNS", "LINES")}
     size = shutil.get_terminal_size()
     child = Child(file, words, variables, size.columns, size.lines)
     app = WatchApp(str(directory), child=child)

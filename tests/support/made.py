@@ -57,15 +57,12 @@ def tree_at(path: Path, now_ns: int) -> Tree:
     return Tree(tree.digest, tree.pages, tree.open, now_ns)
 
 
-Took = Callable[[int], int]  #: ns, by the iteration
+Took = int | Callable[[int], int]  #: ns; or by the iteration
 
 
-def always(ns: int) -> Took:
-    """The same in each iteration."""
-    return lambda iteration: ns
-
-
-NEVER = always(0)
+def ns_of(took: Took, iteration: int) -> int:
+    """How long something takes in an iteration."""
+    return took if isinstance(took, int) else took(iteration)
 
 
 @dataclass
@@ -75,12 +72,12 @@ class Plan:
     epochs: int = 10
     steps: int = 50  #: an epoch
     loader: int = 0  #: before the first step
-    get_batch: Took = always(10 * MS)
-    forward: Took = always(50 * MS)
-    backward: Took = always(40 * MS)
-    handler: Took = NEVER  #: ``save``, at the end of an iteration; not called where it takes nothing
+    get_batch: Took = 10 * MS
+    forward: Took = 50 * MS
+    backward: Took = 40 * MS
+    handler: Took = 0  #: ``save``, at the end of an iteration; 0: it is not called
     validation: int = 0  #: after each epoch
-    flags: Took = NEVER  #: of steps
+    flags: Took = 0  #: of steps
 
 
 class MadeTraining:
@@ -116,12 +113,13 @@ class MadeTraining:
         return self
 
     def opened(
-        self, above: int, kind: str, text: str, epoch: int, iteration: int, lane: int = -1
-    ) -> int:
+        self, above: int, kind: str, text: str, epoch: int, iteration: int, lane: int = -1,
+        flags: int = 0,
+    ) -> int:  # fmt: skip
         """A span begins now."""
         lane = self._trainer if lane < 0 else lane
         name = self.writer.name(kind, text)
-        return self._pen.open(above, name, lane, 0, epoch, iteration, 0, self.now)
+        return self._pen.open(above, name, lane, flags, epoch, iteration, 0, self.now)
 
     def ended(self, row: int, flags: int = 0) -> None:
         """A span ends now."""
@@ -157,16 +155,17 @@ class MadeTraining:
     def _step(self, epoch: int, at: int, iteration: int) -> None:
         plan, where = self.plan, (at, iteration)
         step = self.opened(epoch, "step", "step", *where)
-        self._took(plan.get_batch(iteration), step, "phase", "get_batch", *where)
+        self._took(ns_of(plan.get_batch, iteration), step, "phase", "get_batch", *where)
         inner = self.opened(step, "iteration", "iteration", *where)
-        self._took(plan.forward(iteration), inner, "phase", "forward", *where)
-        self._took(plan.backward(iteration), inner, "phase", "backward", *where)
+        self._took(ns_of(plan.forward, iteration), inner, "phase", "forward", *where)
+        self._took(ns_of(plan.backward, iteration), inner, "phase", "backward", *where)
         event = self.opened(inner, "event", "ITERATION_COMPLETED", *where)
-        if plan.handler(iteration):
-            self._took(plan.handler(iteration), event, "handler", "save", *where)
+        handler = ns_of(plan.handler, iteration)
+        if handler:
+            self._took(handler, event, "handler", "save", *where)
         for row in (event, inner):
             self.ended(row)
-        self.ended(step, plan.flags(iteration))
+        self.ended(step, ns_of(plan.flags, iteration))
 
     def _validate(self, epoch: int, at: int, iteration: int) -> None:
         event = self.opened(epoch, "event", "EPOCH_COMPLETED", at, iteration)

@@ -80,7 +80,8 @@ class WildJournal:
             self._epochs += 1
             epoch = self._epochs
         self._iterations += kind == "step"
-        flags = int(Flag.GUESS) if kind == "phase" and self.random.random() < 0.5 else 0
+        sure = kind != "phase" or any(each.flags for each in stack)
+        flags = 0 if sure or self.random.random() < 0.5 else int(Flag.GUESS)
         name = self._name(kind)
         self.now += kind in ("run", "epoch")  # an epoch begins after the one before it
         place = epoch, self._iterations

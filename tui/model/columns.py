@@ -64,6 +64,6 @@ class Spans:
         """What those took that have a parent and ended between two times, in ns."""
         count = len(self)
         end = self.end.values[:count]
-        which = slice(*np.searchsorted(end, (start_ns, end_ns)).tolist())
+        which = slice(*np.searchsorted(end, (start_ns, end_ns), side="right").tolist())
         lasted = end[which] - self.start.values[which]
         return int(lasted[self.parent.values[which] != 0].sum())

@@ -19,6 +19,7 @@ from firetrace.tui.model.columns import Column, Spans
 from firetrace.tui.model.groups import Groups, by_window
 from firetrace.tui.model.outline import (
     EPOCH,
+    LOADER,
     RUN,
     STEP,
     UNKNOWN,
@@ -72,6 +73,7 @@ class Digest:
     steps: dict[int, Spans] = field(default_factory=dict)
     slowest: dict[int, tuple[Rows, Numbers]] = field(default_factory=dict)  #: steps, by lane
     epoch_times: dict[int, list[EpochTime]] = field(default_factory=dict)  #: by lane
+    loading: dict[int, int] = field(default_factory=dict)  #: loaders outside of steps, ns by lane
     scalars: dict[str, Series] = field(default_factory=dict)
     failed: Column = field(default_factory=lambda: Column(np.uint32))  #: spans with an error
     failed_parents: Column = field(default_factory=lambda: Column(np.uint32))
@@ -81,8 +83,9 @@ class Digest:
     damaged: int = 0
     last_ns: int = 0  #: the last end, Unix ns
     _parents: dict[int, tuple[int, bool]] = field(default_factory=dict)
-    #: Of epochs that have not ended, by lane and epoch: steps, their ns, and ns of waiting.
-    _in_epochs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    #: Of epochs that have not ended, by lane, epoch and how many runs of the lane ended before:
+    #: steps, their ns, and ns of waiting.
+    _in_epochs: dict[tuple[int, int, int], list[int]] = field(default_factory=dict)
 
     def add(self, block: Table) -> None:
         """Take in a block of spans that have ended, each of them once, children before parents.
@@ -109,6 +112,12 @@ class Digest:
         wrong = np.flatnonzero(rows["flags"] & Flag.ERROR)
         self.failed.append(numbers[wrong])
         self.failed_parents.append(rows["parent"][wrong])
+
+    def waited_ns(self, lane: int) -> int:
+        """What the steps of a lane waited for data; what came before the first is not theirs."""
+        both = self.groups.of("phase", lane) + self.groups.of("loader", lane)
+        waited = sum(group.times.total for group in both if group.name.text in FETCHING)
+        return max(0, waited - self.loading.get(lane, 0))
 
     def _parent(self, number: int, block: Table) -> tuple[int, bool]:
         """Of a span elsewhere: its group's code (-1: none), and whether children lie in a step."""
@@ -163,6 +172,9 @@ class Digest:
             with_children[np.searchsorted(numbers, number)] = True
             del self._parents[number]  # it has ended: nobody will ask again
         found = rows[outside]
+        for row in found[kinds[outside] == LOADER]:
+            took, lane = int(row["end"] - row["start"]), int(row["lane"])
+            self.loading[lane] = self.loading.get(lane, 0) + took
         sizes = sizes_of(found, kinds[outside], with_children[outside])
         self.outline.add(numbers[outside], found["parent"], sizes)
 
@@ -175,7 +187,9 @@ class Digest:
         whole = rows["flags"] & (Flag.CUT | Flag.SKIPPED) == 0
         all_whole = bool(whole.all())
         per_window = block.header.window_bytes // ROW_BYTES
-        for code in np.flatnonzero(np.diff(edges)).tolist():
+        found: list[int] = np.flatnonzero(np.diff(edges)).tolist()
+        # Runs first: the epochs of one run are told from those of the next by its end.
+        for code in sorted(found, key=lambda code: self.groups.all[code].name.kind != "run"):
             group = self.groups.all[code]
             mine = order[edges[code] : edges[code + 1]]
             took = lasted[mine]
@@ -191,9 +205,9 @@ class Digest:
             if kind in (RUN, EPOCH, STEP):
                 self._add_spans(kind, group.lane, rows[mine], numbers[mine])
             if kind == STEP:
-                self._add_to_epochs(group.lane, rows["epoch"][mine], took, 1)
-            elif group.name.text in FETCHING:
-                self._add_to_epochs(group.lane, rows["epoch"][mine], took, 2)
+                self._add_to_epochs(group.lane, rows[mine], took, 1)
+            elif group.name.text in FETCHING and group.name.kind in ("phase", "loader"):
+                self._add_to_epochs(group.lane, rows[mine], took, 2)
 
     def _add_spans(self, kind: int, lane: int, rows: Rows, numbers: Numbers) -> None:
         of_kind = {RUN: self.runs, EPOCH: self.epochs, STEP: self.steps}[kind]
@@ -206,23 +220,30 @@ class Digest:
             top = np.argsort(-lasted, kind="stable")[:SLOWEST] if len(rows) < 64 else _top(lasted)
             self.slowest[lane] = rows[top], np.concatenate([old_numbers, numbers[whole]])[top]
 
-    def _add_to_epochs(
-        self, lane: int, epochs: np.ndarray[Any, Any], took: Ints, what: int
-    ) -> None:
-        for epoch in np.unique(epochs).tolist():
-            sums = self._in_epochs.setdefault((lane, epoch), [0, 0, 0])
-            mine = took[epochs == epoch]
+    def _add_to_epochs(self, lane: int, rows: Rows, took: Ints, what: int) -> None:
+        keys = self._runs_before(lane, rows["start"]) << 32 | rows["epoch"]
+        for key in np.unique(keys).tolist():
+            epoch = lane, key & 0xFFFFFFFF, key >> 32
+            sums = self._in_epochs.setdefault(epoch, [0, 0, 0])
+            mine = took[keys == key]
             sums[what] += int(mine.sum())
             if what == 1:
                 sums[0] += len(mine)
         while len(self._in_epochs) > MOST_OPEN_EPOCHS:  # a damaged journal: theirs never end
             del self._in_epochs[next(iter(self._in_epochs))]
 
+    def _runs_before(self, lane: int, start_ns: Ints) -> Ints:
+        """How many runs of a lane had ended when something began."""
+        runs = self.runs.get(lane)
+        ends = runs.end.values if runs is not None else np.empty(0, np.int64)
+        return np.searchsorted(ends, start_ns, side="right")
+
     def _end_epochs(self, rows: Rows, numbers: Numbers) -> None:
         for row, number in zip(rows, numbers.tolist(), strict=True):
             lane, epoch = int(row["lane"]), int(row["epoch"])
             start, end = int(row["start"]), int(row["end"])
-            steps, steps_ns, wait_ns = self._in_epochs.pop((lane, epoch), (0, 0, 0))
+            key = lane, epoch, int(self._runs_before(lane, row["start"]))
+            steps, steps_ns, wait_ns = self._in_epochs.pop(key, (0, 0, 0))
             nested = [runs.nested_ns(start, end) for i, runs in self.runs.items() if i != lane]
             past = self.epoch_times.setdefault(lane, [])
             iterations = max(steps, self._iterations(lane, start, end))
@@ -281,8 +302,8 @@ def _top(lasted: Ints) -> Ints:
     return top[np.argsort(-lasted[top], kind="stable")]
 
 
-def _sums(keys: Numbers, values: Ints) -> tuple[list[int], list[int]]:
+def _sums(keys: Numbers, values: Ints) -> tuple[list[int], list[float]]:
     if not len(keys):
         return [], []
     found, which = np.unique(keys, return_inverse=True)
-    return found.tolist(), np.bincount(which, values).astype(np.int64).tolist()
+    return found.tolist(), np.bincount(which, values).tolist()

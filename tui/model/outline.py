@@ -17,7 +17,9 @@ from firetrace.tui.model.columns import Column
 Ints = npt.NDArray[np.int64]
 Sizes = npt.NDArray[np.uint8]
 
-RUN, EPOCH, STEP, EVENT = (KINDS.index(kind) for kind in ("run", "epoch", "step", "event"))
+RUN, EPOCH, STEP, EVENT, LOADER = (
+    KINDS.index(kind) for kind in ("run", "epoch", "step", "event", "loader")
+)
 
 #: Sizes of spans, by which short ones are hidden: an event on which nothing ran, a span of a
 #: duration of so many decimal digits in ns, and what is never hidden.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from firetrace.tui.model.columns import Spans
-from firetrace.tui.model.digest import FETCHING, Digest
+from firetrace.tui.model.digest import Digest
 from firetrace.tui.model.tree import Span, Tree
 
 #: Steps that "lately" means.
@@ -17,6 +17,8 @@ LATELY = 200
 EPOCHS = 5
 #: The throughput's sparkline: so many points, and at least so much time.
 RATE_POINTS, RATE_NS = 40, 60 * 10**9
+#: A point of it stands for no more, whatever a damaged journal says: 13 days.
+LONGEST_NS = 2**50
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,7 @@ def progress(tree: Tree, main: int, run: Span | None) -> Progress:
     """How far the main lane's last run is."""
     digest = tree.digest
     plan: dict[str, Any] = tree.meta.runs.get(run.number, {}) if run is not None else {}
-    limits = {
-        key: plan.get(key) if isinstance(plan.get(key), int) else None
-        for key in ("max_epochs", "epoch_length", "max_iters")
-    }
+    limits = {key: _count(plan.get(key)) for key in ("max_epochs", "epoch_length", "max_iters")}
     steps, epochs = digest.steps.get(main, Spans()), digest.epochs.get(main, Spans())
     began = run.start_ns if run is not None else 0
     first = int(np.searchsorted(steps.start.values, began))
@@ -63,6 +62,11 @@ def progress(tree: Tree, main: int, run: Span | None) -> Progress:
         epoch, limits["max_epochs"], at, limits["epoch_length"], limits["max_iters"], fraction,
         eta, least, without, _rate(steps, first), _rates(steps, first, tree.now_ns),
     )  # fmt: skip
+
+
+def _count(value: Any) -> int | None:
+    """How many; None of what can be no number of steps, in a damaged journal."""
+    return value if type(value) is int and 0 < value < 2**40 else None
 
 
 def _reached(tree: Tree, main: int, steps: Spans, epochs: Spans, began: int) -> tuple[int, int]:
@@ -84,12 +88,7 @@ def _reached(tree: Tree, main: int, steps: Spans, epochs: Spans, began: int) -> 
 def _wait_ns(digest: Digest, main: int) -> int:
     """What a step waits for data, on average."""
     steps = digest.groups.total_count("step", main)
-    waited = sum(
-        group.times.total
-        for group in digest.groups.of("phase", main) + digest.groups.of("loader", main)
-        if group.name.text in FETCHING
-    )
-    return waited // steps if steps else 0
+    return digest.waited_ns(main) // steps if steps else 0
 
 
 def _eta(
@@ -136,7 +135,7 @@ def _rates(steps: Spans, first: int, now_ns: int) -> tuple[float, ...]:
     now_ns = min(now_ns, int(ends[-1]) + RATE_NS)
     lately = ends[-LATELY:]
     usual = int(lately[-1] - lately[0]) // (len(lately) - 1)
-    each = max(RATE_NS // RATE_POINTS, 2 * usual)
+    each = max(RATE_NS // RATE_POINTS, min(2 * usual, LONGEST_NS))
     begin = int(steps.start.values[first])
     points = min(RATE_POINTS, max(1, (now_ns - begin) // each))
     edges = now_ns - each * np.arange(points, -1, -1)

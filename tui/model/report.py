@@ -14,13 +14,14 @@ import numpy as np
 
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.pages import Pages
-from firetrace.tracer.stream import Stream
+from firetrace.tracer.stream import Stream, hoisted
 from firetrace.tracer.table import block
 from firetrace.tui.model.columns import Spans
 from firetrace.tui.model.digest import Digest, EpochTime
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.groups import Group, engine_label
 from firetrace.tui.model.progress import Progress, progress
+from firetrace.tui.model.series import means_of
 from firetrace.tui.model.slow import SlowStep, slow_steps
 from firetrace.tui.model.tree import Span, Tree
 from firetrace.tui.model.verdict import OpenSpan, open_spans, parts, verdict
@@ -99,7 +100,7 @@ def tree_of(digest: Digest, stream: Stream, pages: Pages, before: Tree | None = 
     reader = stream.reader
     running = np.flatnonzero(reader.rows["end"] == 0)
     running = running[reader.rows["flags"][running] & Flag.SCALAR == 0]
-    spans = block(reader, reader.rows[running], reader.numbers[running])
+    spans = hoisted(block(reader, reader.rows[running], reader.numbers[running]), reader)
     return Tree(digest, pages, spans, stream.last_ns(), before)
 
 
@@ -230,8 +231,7 @@ def _scalars(digest: Digest) -> tuple[Scalar, ...]:
         points = series.points()
         each = -(-len(points) // MOST_POINTS)
         if each > 1:
-            whole = points[: len(points) // each * each].reshape(-1, each).mean(axis=1)
-            points = whole
+            points = means_of(points[: len(points) // each * each], each)
         found.append(Scalar(name, series.count, series.last, tuple(points.tolist())))
     return tuple(found)
 
@@ -257,10 +257,9 @@ def _incomplete(tree: Tree) -> tuple[OpenSpan, ...]:
 def _notes(tree: Tree) -> tuple[str, ...]:
     notes, meta = [], tree.meta
     if meta.thinned:
-        every = int(meta.thinned[-1].get("every", 0))
-        notes.append(
-            f"only every {every:,}th step was recorded at the end (disk budget or every=N)"
-        )
+        every = meta.thinned[-1].get("every")
+        which = f"every {every:,}th step" if isinstance(every, int) else "some of the steps"
+        notes.append(f"only {which} was recorded at the end (disk budget or every=N)")
     if meta.stopped:
         notes.append(f"recording stopped before the training did: {meta.stopped}")
     if tree.digest.damaged or meta.damaged:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-from firetrace.tracer.journal import Flag
+from firetrace.tracer.pages import are_spans
 from firetrace.tracer.reader import Numbers
 from firetrace.tui.model.groups import Group
 from firetrace.tui.model.tree import Tree
@@ -81,7 +81,7 @@ class Matches:
         if found is None:
             rows, numbers = self._tree.pages.window(window)
             keys = rows["lane"].astype(np.uint32) << 16 | rows["name"]
-            ended = (rows["end"] != 0) & (rows["flags"] & (Flag.SCALAR | Flag.VOID) == 0)
+            ended = (rows["end"] != 0) & are_spans(rows, numbers)
             found = numbers[ended & np.isin(keys, self._keys)]
             while len(self._read) >= MOST_WINDOWS:
                 del self._read[next(iter(self._read))]

@@ -28,16 +28,23 @@ class Series:
         self.last, self.last_ns = float(values[-1]), int(times[-1])
         values = np.concatenate([self._rest, values])
         whole = len(values) // self._each * self._each
-        means = values[:whole].reshape(-1, self._each).mean(axis=1)
+        means = means_of(values[:whole], self._each)
         self._points, self._rest = np.concatenate([self._points, means]), values[whole:]
         while len(self._points) > MOST_POINTS:
             even = len(self._points) // 2 * 2
             self._rest = np.concatenate([np.repeat(self._points[even:], self._each), self._rest])
-            self._points = self._points[:even].reshape(-1, 2).mean(axis=1)
+            self._points = means_of(self._points[:even], 2)
             self._each *= 2
 
     def points(self) -> Floats:
         """The series; the last point may stand for fewer values than the others."""
         if not len(self._rest):
             return self._points
-        return np.append(self._points, self._rest.mean())
+        return np.append(self._points, means_of(self._rest, len(self._rest)))
+
+
+def means_of(values: Floats, each: int) -> Floats:
+    """The means of so many values each; of what diverges no number, and no warning either."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        means: Floats = values.reshape(-1, each).mean(axis=1)
+    return means

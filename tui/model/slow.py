@@ -29,7 +29,7 @@ class SlowStep:
 def slow_steps(tree: Tree, main: int) -> tuple[SlowStep, ...]:
     """The slowest steps of a lane that have ended, the slowest first."""
     found = tree.digest.slowest.get(main)
-    if found is None:
+    if found is None or not len(found[1]):
         return ()
     usual = _usual(tree, main)
     steps = []
@@ -84,6 +84,7 @@ def _usual(tree: Tree, main: int) -> dict[str, int]:
             (median,) = group.times.percentiles(50)
             times = round(group.times.count / max(1, steps))
             usual[group.name.text] = usual.get(group.name.text, 0) + median * max(1, times)
-    (whole,) = (each.times.percentiles(50)[0] for each in groups.of("step", main)[:1])
+    counted = [each.times for each in groups.of("step", main) if each.times.count]
+    whole = max((times.percentiles(50)[0] for times in counted), default=0)
     usual[OTHER] = max(0, whole - sum(usual.values()))
     return usual

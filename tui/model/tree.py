@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from firetrace.tracer.journal import KINDS, Flag, Lane, Rows
-from firetrace.tracer.pages import FOREVER, NO_SPAN, Pages
+from firetrace.tracer.pages import FOREVER, Pages, is_span
 from firetrace.tracer.reader import Meta, Numbers
 from firetrace.tracer.table import UNKNOWN as LOST
 from firetrace.tracer.table import Table, places
@@ -111,15 +111,15 @@ class Tree:
 
     def _is_guess(self, number: int) -> bool:
         """Whether a span may turn out to be none; its children are its parent's then."""
-        span = self.span(number) if number else None
-        return span is not None and not span.end_ns and bool(span.flags & Flag.GUESS)
+        row = self.pages.row(number)  # not its span, which would ask for its own parent in turn
+        return row is not None and not row["end"] and bool(row["flags"] & Flag.GUESS)
 
     def _read(self, number: int) -> Span | None:
         row = self.pages.row(number)
         if row is None:
             return None
         parent, id, lane, flags, epoch, iteration, end, start = row.tolist()
-        if parent >= number or flags & NO_SPAN or (end and end < start):
+        if not is_span(number, parent, flags, start, end):
             return None
         name = self.meta.names.get(id, LOST)
         parent = self.pages.real(parent)
@@ -141,12 +141,17 @@ class Tree:
 
     def step_of(self, number: int) -> int:
         """The outermost step that a span is in, or is; 0: none."""
-        if number not in self._steps:
-            own = self.span(number)
-            around = self.ancestors(number)
-            chain = [own, *around] if own is not None else around
-            self._steps[number] = next((s.number for s in chain[::-1] if s.kind == "step"), 0)
-        return self._steps[number]
+        chain: list[Span] = []
+        span = self.span(number)
+        while span is not None and span.number not in self._steps:
+            chain.append(span)
+            span = self.span(span.parent)
+        step = self._steps[span.number] if span is not None else 0
+        for span in reversed(chain):
+            if not step and span.kind == "step":
+                step = span.number
+            self._steps[span.number] = step
+        return step
 
     def children(self, number: int, least: int = EMPTY) -> Numbers:
         """The children of a span (0: the roots) of at least this size, in the order of time."""

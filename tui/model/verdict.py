@@ -37,6 +37,7 @@ class Parts:
     phases: dict[str, Stats]
     handlers: dict[str, Stats]
     wait_ns: int = 0
+    wait_in_steps_ns: int = 0  #: of it what lies in steps that have ended, not before the first
     events_ns: int = 0
     events_in_steps_ns: int = 0
     nested: dict[str, int] = field(default_factory=dict)  #: other engines that handlers ran
@@ -45,7 +46,7 @@ class Parts:
     def compute_ns(self) -> int:
         """The process function: steps less waiting and less handlers."""
         whole = self.step.total_ns if self.step else 0
-        return max(0, whole - self.wait_ns - self.events_in_steps_ns)
+        return max(0, whole - self.wait_in_steps_ns - self.events_in_steps_ns)
 
 
 def parts(
@@ -53,7 +54,7 @@ def parts(
     handlers: dict[str, Stats],
 ) -> Parts:  # fmt: skip
     """Where the time went, of spans that have ended and of those that are open now."""
-    found = Parts(run_ns, step, phases, handlers)
+    found = Parts(run_ns, step, phases, handlers, wait_in_steps_ns=tree.digest.waited_ns(main))
     groups = tree.digest.groups
     for group in groups.all:
         name, took = group.name, group.times.total
@@ -115,7 +116,9 @@ def verdict(found: Parts, progress: Progress) -> Verdict:
             choices["HANDLER-BOUND"] = rest, figure
     word = max(choices, key=lambda word: choices[word][0])
     part, figure = choices[word]
-    of_step = f"; get_batch is {wait / step.total_ns:.0%} of a step" if step.total_ns else ""
+    of_step = ""
+    if step.total_ns:
+        of_step = f"; get_batch is {found.wait_in_steps_ns / step.total_ns:.0%} of a step"
     if part < CLEAR * run_ns:
         word, figure = "BALANCED", f"nothing dominates; {figure}"
     return Verdict(
@@ -136,7 +139,7 @@ def _drift(step: Stats, phases: dict[str, Stats]) -> str:
 def _what_if(found: Parts, progress: Progress) -> str:
     step = found.step
     assert step is not None
-    wait = found.wait_ns / step.count
+    wait = found.wait_in_steps_ns / step.count
     if wait * 10 < step.total_ns / step.count:  # little to win
         return ""
     text = f"without the wait {duration(round(step.total_ns / step.count - wait))} a step"
