@@ -11,9 +11,10 @@ from textual.widgets import DataTable
 from firetrace.tui import app as app_module
 from firetrace.tui.app import WatchApp
 from firetrace.tui.widgets.headline import Headline
+from firetrace.tui.widgets.lines_view import AXIS_LINES
 from firetrace.tui.widgets.slowest import SlowestTable
 from firetrace.tui.widgets.stats_table import PhaseTable
-from firetrace.tui.widgets.timeline import AXIS_LINES, Timeline
+from firetrace.tui.widgets.timeline import Timeline
 from tests.support.recordings import Growing, record, record_failing, record_killed
 from tests.support.screens import SIZE, row_of_cursor, screen_of, timeline, until, until_shown
 

@@ -314,7 +314,7 @@ def test_a_journal_that_is_written_over_in_place(tmp_path: Path, steps: int) -> 
     assert new is None
     assert found[-1].report.steps == steps
     assert found[-1].notice in (REPLACED, CUT_SHORT)
-    assert shape(found[-1].tree) == shape(read_tree(path))
+    assert found[-1].report.spans == read_report(path).spans
     feed.close()
 
 

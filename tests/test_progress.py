@@ -102,6 +102,15 @@ def test_a_loader_that_starts_slowly_is_not_waited_for_again(tmp_path: Path) -> 
     training.writer.close()
 
 
+def test_a_loader_that_started_slowly_is_no_part_of_epochs_to_come(tmp_path: Path) -> None:
+    """The workers start once before the first step; the ETA does not expect that each epoch."""
+    training = MadeTraining(tmp_path, Plan(loader=20 * S, validation=2 * S))
+    now = training.until(2, 75)
+    found = look(training)
+    assert found.epoch_times[0].loading_ns == 20 * S
+    assert found.progress.eta_ns == pytest.approx(truth(training, now), rel=0.02)
+
+
 def test_how_far_a_run_is(made: MadeTraining) -> None:
     """Epoch, iteration, share and speed; and of a run that is over all of it."""
     made.until(3, 125)

@@ -205,9 +205,9 @@ def test_without_steps_or_room_there_are_no_cells() -> None:
     assert Heat(spans_of(np.ones(5, np.int64))).cells(-3) == []
 
 
-@given(st.floats(0, 1e18), st.floats(-1, 1e18), st.integers(1, 9))
+@given(st.floats(0, 1e18), st.integers(-1, 10**18), st.integers(1, 9))
 @settings(max_examples=100, deadline=None)
-def test_a_shade_is_one_of_them(ns: float, usual: float, shades: int) -> None:
+def test_a_shade_is_one_of_them(ns: float, usual: int, shades: int) -> None:
     """Slower is never lighter; what is usual is in the middle, twice that the last one."""
     found = shade(ns, usual, shades)
     assert 0 <= found < shades

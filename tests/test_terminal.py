@@ -90,7 +90,7 @@ def test_watches_a_training_in_a_real_terminal(
     terminal: Terminal, training: subprocess.Popen[bytes], own_folders: Path
 ) -> None:
     """The app waits, follows the training, and ``q`` leaves the terminal as it was."""
-    program = "from firetrace.tui.app import watch; raise SystemExit(watch(None))"
+    program = "from firetrace.tui.session import watch; raise SystemExit(watch(None))"
     terminal.type(f"{sys.executable} -c '{program}'; echo left with $?", "Enter")
     shown = terminal.until(lambda shown: "● RUN" in shown and "(open " in shown)
     first = epoch(shown)
@@ -110,7 +110,7 @@ def test_says_in_a_line_why_it_cannot_show_a_run(terminal: Terminal, tmp_path: P
     """What is no journal: exit code 1, and one line behind the app."""
     path = tmp_path / "rank0.1.rows"
     path.write_bytes(bytes(5000))
-    program = f'from firetrace.tui.app import watch; raise SystemExit(watch("{path}"))'
+    program = f'from firetrace.tui.session import watch; raise SystemExit(watch("{path}"))'
     terminal.type(f"clear; {sys.executable} -c '{program}'; echo left with $?", "Enter")
     shown = terminal.until(lambda shown: "left with 1" in shown)
     assert "not a firetrace journal" in shown.replace("\n", "")

@@ -7,8 +7,6 @@ then rests at least four times as long as that took, so that it costs a fifth of
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +25,7 @@ from firetrace.tracer.errors import FiretraceError
 from firetrace.tui.doing import Doing
 from firetrace.tui.feed import OVER, Feed, Snapshot, Waiting
 from firetrace.tui.keys import bindings
+from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.detail import Detail
 from firetrace.tui.widgets.epochs import EpochsTable
 from firetrace.tui.widgets.headline import Headline
@@ -298,16 +297,8 @@ class WatchApp(Doing):
         self.timeline.go_to(number)
         self.timeline.focus()
 
-    def on_slowest_table_chosen(self, message: SlowestTable.Chosen) -> None:
-        """Go to the step in the tree."""
-        self._go_to(message.number)
-
-    def on_heat_strip_chosen(self, message: HeatStrip.Chosen) -> None:
-        """Go to the step in the tree."""
-        self._go_to(message.number)
-
-    def on_epochs_table_chosen(self, message: EpochsTable.Chosen) -> None:
-        """Go to the epoch in the tree."""
+    def on_span_chosen(self, message: SpanChosen) -> None:
+        """Go to it in the tree."""
         self._go_to(message.number)
 
     # Keys
@@ -415,27 +406,3 @@ def _settle() -> None:
     """What was made so far stays: to look through it again and again takes 50 ms each time."""
     gc.enable()
     gc.freeze()
-
-
-def forget_size() -> None:
-    """Let the terminal say how large it is: where these are exported, Textual believes them."""
-    for variable in ("COLUMNS", "LINES"):
-        os.environ.pop(variable, None)
-
-
-def watch(name: str | None, exit_when_done: bool = False) -> int:
-    """Show a run in the terminal until the user leaves.
-
-    Args:
-        name: as for ``find_run``: a path, a run's name, or None for the newest.
-        exit_when_done: leave by itself about 1.5 s after the run is over.
-
-    Returns:
-        The exit code: 0, or 1 if the run could not be read (one line on stderr says why).
-    """
-    forget_size()
-    app = WatchApp(name, exit_when_done)
-    problem = app.run()
-    if problem:
-        sys.stderr.write(f"firetrace: {problem}\n")
-    return app.return_code or 0

@@ -247,7 +247,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.watch:
         if not all(os.isatty(stream) for stream in range(3)):
             arguments.wrong_usage("--watch needs a terminal for input, output and errors")
-        from firetrace.tui.under import run_under_app
+        from firetrace.tui.session import run_under_app
 
         return run_under_app(file, words, environment(directory, name), directory)
     if not arguments.quiet:
@@ -264,7 +264,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     import gc
 
     gc.disable()  # until the first picture: it would look through what is being made
-    from firetrace.tui.app import watch
+    from firetrace.tui.session import watch
 
     code: int = watch(arguments.run, exit_when_done=arguments.exit)
     return code

@@ -78,7 +78,7 @@ class Feed:
         self._journals: tuple[Path, ...] = ()
         self._unreadable_since: float | None = None
         self._looked = 0.0
-        #: Whether another journal may take the place of one that is over: nobody looks at it closely.
+        #: Whether another journal may take the place of one that is over: nobody browses in it.
         self.may_move_on = True
 
     def close(self) -> None:

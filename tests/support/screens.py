@@ -10,7 +10,8 @@ from collections.abc import Callable
 from textual.pilot import Pilot
 
 from firetrace.tui.app import WatchApp
-from firetrace.tui.widgets.timeline import AXIS_LINES, Timeline
+from firetrace.tui.widgets.lines_view import AXIS_LINES
+from firetrace.tui.widgets.timeline import Timeline
 
 SIZE = (120, 36)
 

@@ -50,6 +50,7 @@ class EpochTime:
     steps_ns: int  #: those that were recorded
     wait_ns: int  #: for data, of them
     nested_ns: int  #: other engines that its handlers ran, such as a validation
+    loading_ns: int  #: loaders before its first step, part of the waiting
 
     def between_ns(self, step_ns: float) -> float:
         """What lies between its steps and after them: validations, checkpoints."""
@@ -84,7 +85,7 @@ class Digest:
     last_ns: int = 0  #: the last end, Unix ns
     _parents: dict[int, tuple[int, bool]] = field(default_factory=dict)
     #: Of epochs that have not ended, by lane, epoch and how many runs of the lane ended before:
-    #: steps, their ns, and ns of waiting.
+    #: steps, their ns, ns of waiting, and ns of loaders before the first step.
     _in_epochs: dict[tuple[int, int, int], list[int]] = field(default_factory=dict)
 
     def add(self, block: Table) -> None:
@@ -105,8 +106,8 @@ class Digest:
         kinds = np.array([KINDS.index(each.name.kind) for each in self.groups.all], np.uint8)[codes]
         above = places(numbers, rows["parent"])
         elsewhere = np.flatnonzero((above < 0) & (rows["parent"] != 0))
-        self._add_outline(block, kinds, above, elsewhere)
         self._add_groups(block, codes, lasted)
+        self._add_outline(block, kinds, above, elsewhere)
         self._add_children(rows, codes, lasted, above, elsewhere)
         self._end_epochs(rows[kinds == EPOCH], numbers[kinds == EPOCH])
         wrong = np.flatnonzero(rows["flags"] & Flag.ERROR)
@@ -175,6 +176,7 @@ class Digest:
         for row in found[kinds[outside] == LOADER]:
             took, lane = int(row["end"] - row["start"]), int(row["lane"])
             self.loading[lane] = self.loading.get(lane, 0) + took
+            self._epoch_of(row)[3] += took
         sizes = sizes_of(found, kinds[outside], with_children[outside])
         self.outline.add(numbers[outside], found["parent"], sizes)
 
@@ -224,7 +226,7 @@ class Digest:
         keys = self._runs_before(lane, rows["start"]) << 32 | rows["epoch"]
         for key in np.unique(keys).tolist():
             epoch = lane, key & 0xFFFFFFFF, key >> 32
-            sums = self._in_epochs.setdefault(epoch, [0, 0, 0])
+            sums = self._in_epochs.setdefault(epoch, [0, 0, 0, 0])
             mine = took[keys == key]
             sums[what] += int(mine.sum())
             if what == 1:
@@ -238,18 +240,25 @@ class Digest:
         ends = runs.end.values if runs is not None else np.empty(0, np.int64)
         return np.searchsorted(ends, start_ns, side="right")
 
+    def _key_of(self, row: np.void) -> tuple[int, int, int]:
+        lane = int(row["lane"])
+        return lane, int(row["epoch"]), int(self._runs_before(lane, row["start"]))
+
+    def _epoch_of(self, row: np.void) -> list[int]:
+        return self._in_epochs.setdefault(self._key_of(row), [0, 0, 0, 0])
+
     def _end_epochs(self, rows: Rows, numbers: Numbers) -> None:
         for row, number in zip(rows, numbers.tolist(), strict=True):
             lane, epoch = int(row["lane"]), int(row["epoch"])
             start, end = int(row["start"]), int(row["end"])
-            key = lane, epoch, int(self._runs_before(lane, row["start"]))
-            steps, steps_ns, wait_ns = self._in_epochs.pop(key, (0, 0, 0))
+            steps, steps_ns, wait_ns, loading_ns = self._epoch_of(row)
+            del self._in_epochs[self._key_of(row)]
             nested = [runs.nested_ns(start, end) for i, runs in self.runs.items() if i != lane]
             past = self.epoch_times.setdefault(lane, [])
             iterations = max(steps, self._iterations(lane, start, end))
             past.append(
                 EpochTime(epoch, number, start, end, iterations, steps, steps_ns, wait_ns,
-                          sum(nested))
+                          sum(nested), loading_ns)
             )  # fmt: skip
 
     def _iterations(self, lane: int, start_ns: int, end_ns: int) -> int:

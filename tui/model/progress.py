@@ -107,7 +107,9 @@ def _eta(
     at_end = length and (int(steps.iteration.values[-1]) % length == 0)
     if not past:
         return round(max(0.0, eta - min(in_between, step_ns))), bool(epochs_left)
-    between = float(np.mean([each.between_ns(step_ns) for each in past[-EPOCHS:]]))
+    # A loader that starts before the first step does not do so again: later ones are in steps.
+    ends = [max(0.0, each.between_ns(step_ns) - each.loading_ns) for each in past[-EPOCHS:]]
+    between = float(np.mean(ends))
     ended = past[-1].end_ns >= int(steps.end.values[-1])
     eta += between * epochs_left
     if at_end and not ended:  # the end of this epoch is under way

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.text import Text
-from textual.message import Message
 from textual.widgets import DataTable
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count, duration
 from firetrace.tui.model.digest import EpochTime
+from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.palette import Palette, colours
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
 
@@ -24,13 +24,6 @@ class EpochsTable(RowsTable):
         Column("epoch", 6), Column("took", 6), Column("waited", 6, 2), Column("others", 6, 3),
         Column("steps", 8, 1),
     )  # fmt: skip
-
-    class Chosen(Message):
-        """An epoch was chosen; ``number`` is its row's."""
-
-        def __init__(self, number: int) -> None:
-            super().__init__()
-            self.number = number
 
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """A row an epoch, the newest first."""
@@ -70,4 +63,4 @@ class EpochsTable(RowsTable):
         """Tell the app where to go."""
         event.stop()
         if event.row_key.value is not None:
-            self.post_message(self.Chosen(int(event.row_key.value)))
+            self.post_message(SpanChosen(int(event.row_key.value)))

@@ -7,7 +7,6 @@ from typing import ClassVar
 from rich.text import Text
 from textual import events
 from textual.binding import BindingType
-from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
@@ -16,6 +15,7 @@ from firetrace.tui.format import count, duration
 from firetrace.tui.keys import bindings
 from firetrace.tui.model.columns import Spans
 from firetrace.tui.model.heat import Cell, Heat, shade
+from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.palette import colours
 
 LABEL = "steps "
@@ -29,13 +29,6 @@ class HeatStrip(Widget, can_focus=True):
     snapshot: reactive[Snapshot | None] = reactive(None)
     at: reactive[int] = reactive(-1)  #: the cell of the cursor; -1: the last one
     cursor: reactive[int] = reactive(0)  #: the row number that the tree's cursor is on
-
-    class Chosen(Message):
-        """A step was chosen; ``number`` is its row's."""
-
-        def __init__(self, number: int) -> None:
-            super().__init__()
-            self.number = number
 
     def __init__(self) -> None:
         super().__init__(id="heat")
@@ -117,10 +110,10 @@ class HeatStrip(Widget, can_focus=True):
     def action_choose(self) -> None:
         """Go to the slowest step of the cell."""
         if self._cells:
-            self.post_message(self.Chosen(self._cells[self._chosen].number))
+            self.post_message(SpanChosen(self._cells[self._chosen].number))
 
     def on_click(self, event: events.Click) -> None:
         """Go to the slowest step of the cell that was clicked."""
         index = event.x - len(LABEL)
         if 0 <= index < len(self._cells):
-            self.post_message(self.Chosen(self._cells[index].number))
+            self.post_message(SpanChosen(self._cells[index].number))

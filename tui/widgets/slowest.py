@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.text import Text
-from textual.message import Message
 from textual.widgets import DataTable
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import clip, count, duration
+from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.palette import Palette, colours
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
 
@@ -23,13 +23,6 @@ class SlowestTable(RowsTable):
     PANE = "Slowest steps"
     FIRST = "because of"
     COLUMNS: ClassVar[tuple[Column, ...]] = (Column("step", 7), Column("took", 6))
-
-    class Chosen(Message):
-        """A step was chosen; ``number`` is its row's."""
-
-        def __init__(self, number: int) -> None:
-            super().__init__()
-            self.number = number
 
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """A row a step."""
@@ -51,4 +44,4 @@ class SlowestTable(RowsTable):
         """Tell the app where to go."""
         event.stop()
         if event.row_key.value is not None:
-            self.post_message(self.Chosen(int(event.row_key.value)))
+            self.post_message(SpanChosen(int(event.row_key.value)))

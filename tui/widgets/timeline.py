@@ -12,31 +12,28 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import BindingType
-from textual.geometry import Region, Size
+from textual.geometry import Region
 from textual.message import Message
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count
 from firetrace.tui.keys import bindings
-from firetrace.tui.model.lines import Lines
 from firetrace.tui.model.search import Matches
 from firetrace.tui.model.tree import Span
+from firetrace.tui.widgets.lines_view import AXIS_LINES, LinesView
 from firetrace.tui.widgets.palette import Palette
 from firetrace.tui.widgets.waterfall import Axis, Columns, Place, line
+from firetrace.tui.widgets.zoom import Zoom
 
-#: The axis stands still above the lines.
-AXIS_LINES = 1
 #: What ``c`` hides, one after the other: sizes as in ``outline.py``, and how that is called.
 HIDING = (
     (1, ""), (7, "below 100µs hidden"), (8, "below 1ms hidden"), (9, "below 10ms hidden"),
     (10, "below 100ms hidden"), (0, "all of them"),
 )  # fmt: skip
-ZOOM, PAN = 2.0, 0.25
 
 
-class Timeline(ScrollView, can_focus=True):
+class Timeline(LinesView):
     """Follows the newest step until a row is chosen; then that row stays where it is.
 
     With a pattern it is the list of the spans that match.
@@ -63,18 +60,16 @@ class Timeline(ScrollView, can_focus=True):
         """All of the cursor's span is wanted."""
 
     def __init__(self) -> None:
-        super().__init__(id="timeline")
+        super().__init__("timeline")
         self.border_title = "Timeline"
         self.following = True
         self.unfolded: set[int] = set()  #: row numbers
-        self.cursor = 0  #: a row number
         self.pattern = ""
         self._hiding = 0
         self._snapshot: Snapshot | None = None
         self._palette: Palette | None = None
-        self._lines: Lines | Matches = Lines()
         self._axis: Axis | None = None
-        self._zoomed: Axis | None = None
+        self._zoom = Zoom()
         self._base = Style()
 
     # What is shown
@@ -137,29 +132,9 @@ class Timeline(ScrollView, can_focus=True):
         self._entitle()
         self.refresh()
 
-    def _set_height(self, lines: int) -> None:
-        """Tell the scrollbar. The whole screen is laid out anew only where that comes or goes."""
-        size = Size(self.size.width, lines)
-        page = self.scrollable_content_region.height
-        if self.show_vertical_scrollbar and page < min(lines, self.virtual_size.height):
-            self.set_reactive(ScrollView.virtual_size, size)
-            self.vertical_scrollbar.window_virtual_size = lines
-        elif size != self.virtual_size:
-            self.virtual_size = size
-
     def _lay_out_axis(self) -> None:
-        if self._snapshot is None or not len(self._lines):
-            self._axis = None
-            return
-        fit = Axis.around(self._snapshot, self.cursor)
-        zoomed = self._zoomed
-        self._axis = fit
-        if zoomed is not None:
-            old, new = (self._snapshot.tree.span(n) for n in (zoomed.frame, fit.frame))
-            if old is not None and new is not None and old.kind == new.kind:
-                self._axis = Axis(fit.frame, zoomed.begin_ns, zoomed.whole_ns)
-            else:
-                self._zoomed = None
+        shown = self._snapshot is not None and len(self._lines) > 0
+        self._axis = self._zoom.axis(self._snapshot, self.cursor) if shown else None
 
     def _entitle(self) -> None:
         assert self._snapshot is not None
@@ -170,30 +145,9 @@ class Timeline(ScrollView, can_focus=True):
         hidden = HIDING[self._hiding][1]
         if hidden and not self.pattern:
             title += f" · {hidden}"
-        if self._zoomed is not None:
+        if self._zoom.is_on:
             title += " · zoomed"
         self.border_title = title
-
-    def _scroll(self, y: float) -> None:
-        # Forced: right after the first rows, Textual does not know yet that there is a scrollbar.
-        self.scroll_to(y=y, animate=False, immediate=True, force=True)
-
-    @property
-    def line(self) -> int:
-        """On which line the cursor is."""
-        return self._lines.index(self.cursor) or 0
-
-    def _reveal(self) -> None:
-        """Scroll as little as shows the cursor's line."""
-        at, top, height = self.line, self.scroll_offset.y, self._page
-        if at < top:
-            self._scroll(at)
-        elif at >= top + height:
-            self._scroll(at - height + 1)
-
-    @property
-    def _page(self) -> int:
-        return max(1, self.scrollable_content_region.height - AXIS_LINES)
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines of a part of the screen; what they have in common is found once."""
@@ -310,26 +264,6 @@ class Timeline(ScrollView, can_focus=True):
         self.go_to(found.at(at)[0])
         return True
 
-    def action_cursor_up(self) -> None:
-        """One row up."""
-        self._move(self.line - 1)
-
-    def action_cursor_down(self) -> None:
-        """One row down."""
-        self._move(self.line + 1)
-
-    def action_page_up(self) -> None:
-        """One page up."""
-        self._move(self.line - self._page)
-
-    def action_page_down(self) -> None:
-        """One page down."""
-        self._move(self.line + self._page)
-
-    def action_scroll_top(self) -> None:
-        """The first row."""
-        self._move(0)
-
     def _set_unfolded(self, unfolded: bool) -> None:
         self.follow(False)
         change = {self.cursor}
@@ -370,28 +304,19 @@ class Timeline(ScrollView, can_focus=True):
 
     def action_zoom(self, direction: int) -> None:
         """See less (1) or more (-1) time around the cursor's span."""
-        if self._axis is None or self._snapshot is None or self.span is None:
-            return
-        span, tree = self.span, self._snapshot.tree
-        begin = span.start_ns - tree.origin(span.number, self._axis.frame)
-        middle = begin + span.took_ns(self._snapshot.now_ns) / 2
-        low, high = self._axis.begin_ns, self._axis.begin_ns + self._axis.whole_ns
-        middle = min(max(middle, low), high)  # what is on the screen stays there
-        fit = Axis.around(self._snapshot, self.cursor)
-        self._zoomed = self._axis.zoomed(ZOOM**-direction, middle)
-        if self._zoomed.whole_ns >= fit.whole_ns:
-            self._zoomed = None
-        self._redraw_axis()
+        if self._axis is not None and self._snapshot is not None and self.span is not None:
+            self._zoom.zoom(self._snapshot, self._axis, self.span, direction)
+            self._redraw_axis()
 
     def action_pan(self, direction: int) -> None:
         """Later (1) or earlier (-1) times."""
         if self._axis is not None:
-            self._zoomed = self._axis.moved(PAN * direction)
+            self._zoom.pan(self._axis, direction)
             self._redraw_axis()
 
     def action_fit(self) -> None:
         """The whole step, epoch or run."""
-        self._zoomed = None
+        self._zoom.fit()
         self._redraw_axis()
 
     def _redraw_axis(self) -> None:

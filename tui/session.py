@@ -1,22 +1,46 @@
-"""``firetrace run --watch``: the program runs under the live app, its output in a pane.
+"""Starts the live app in this terminal: on a run, or on a program that runs under it.
 
-Leaving the app never ends the program: its output goes on in the plain terminal. The exit code is
-the program's.
+Leaving the app never ends the program: its output goes on in the plain terminal.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
-from firetrace.tui.app import WatchApp, forget_size
+from firetrace.tui.app import WatchApp
 from firetrace.tui.child import Child, passthrough, shell_code
 
 #: Lines of the program's output that stay in the terminal when the app has left.
 LAST_LINES = 40
+
+
+def forget_size() -> None:
+    """Let the terminal say how large it is: where these are exported, Textual believes them."""
+    for variable in ("COLUMNS", "LINES"):
+        os.environ.pop(variable, None)
+
+
+def watch(name: str | None, exit_when_done: bool = False) -> int:
+    """Show a run in the terminal until the user leaves.
+
+    Args:
+        name: as for ``find_run``: a path, a run's name, or None for the newest.
+        exit_when_done: leave by itself about 1.5 s after the run is over.
+
+    Returns:
+        The exit code: 0, or 1 if the run could not be read (one line on stderr says why).
+    """
+    forget_size()
+    app = WatchApp(name, exit_when_done)
+    problem = app.run()
+    if problem:
+        sys.stderr.write(f"firetrace: {problem}\n")
+    return app.return_code or 0
 
 
 def run_under_app(file: str, words: list[str], variables: dict[str, str], directory: Path) -> int:
