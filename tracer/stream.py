@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, WEAKLY_ORDERED, Flag, Rows
+from firetrace.tracer.pages import is_span
 from firetrace.tracer.reader import JournalReader, Numbers, Position
 from firetrace.tracer.table import Table, block, places
 
@@ -22,7 +23,6 @@ from firetrace.tracer.table import Table, block, places
 BLOCK_WINDOWS = 16
 #: What happened so long ago is in the file.
 SETTLED_NS = 1_000_000
-NO_SPAN = int(Flag.SCALAR | Flag.VOID)
 
 
 class Stream:
@@ -192,9 +192,9 @@ def _span(reader: JournalReader, number: int) -> int:
         row = reader.row(number)
         if row is None or not row["start"]:
             return 0
-        if not row["flags"] & NO_SPAN:
+        parent, _, _, flags, _, _, end, start = row.tolist()
+        if is_span(number, parent, flags, start, end):
             return number
-        parent = int(row["parent"])
         if parent >= number:
             return 0
         number = parent

@@ -43,8 +43,8 @@ class EpochsTable(RowsTable):
 
     def _bar(self, each: EpochTime, longest: int, palette: Palette) -> Text:
         took = each.end_ns - each.start_ns
-        steps = max(0, each.steps_ns - each.wait_ns)
-        rest = max(0, took - each.steps_ns - each.nested_ns)
+        steps = max(0, each.steps_ns - each.wait_ns + each.loading_ns)
+        rest = max(0, took - each.steps_ns - each.loading_ns - each.nested_ns)
         own = colours()
         parts = (
             (each.wait_ns, palette.phase("get_batch")), (steps, palette.phase("forward")),
