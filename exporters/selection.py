@@ -32,17 +32,17 @@ class Selection:
         to_epoch: up to and with this epoch.
         slower_than_ns: whole steps that took at least so long; of what lies outside of steps, the
             runs and epochs and whatever itself took as long.
+        errors: whole steps in which something failed, and what failed outside of steps.
         from_ns: what ended at this time, Unix ns, or later; steps are kept whole.
         to_ns: what began at this time, Unix ns, or before; steps are kept whole.
-        errors: whole steps in which something failed, and what failed outside of steps.
     """
 
     from_epoch: int | None = None
     to_epoch: int | None = None
     slower_than_ns: int | None = None
+    errors: bool = False
     from_ns: int | None = None
     to_ns: int | None = None
-    errors: bool = False
 
     def __bool__(self) -> bool:
         return self != Selection()

@@ -112,6 +112,21 @@ def test_failed_steps(journal: Path) -> None:
     assert_whole(found)
 
 
+def test_a_time(journal: Path) -> None:
+    """Steps that lie in a time, wholly, though only their edges do, with what encloses them."""
+    whole = read_table(journal)
+    steps = [at for at in whole.of_kind("step").tolist() if whole.rows["lane"][at] == 0]
+    first, last = whole.rows[steps[4]], whole.rows[steps[8]]
+    found = kept(journal, from_ns=int(first["end"]) - 1, to_ns=int(last["start"]) + 1)
+    trainer = found[0].lane(0).engine
+    assert [n for engine, n in names(found, "step") if engine == trainer] == [5, 6, 7, 8, 9]
+    assert [n for engine, n in names(found, "epoch") if engine == trainer] == [1]
+    assert_whole(found)
+    inside = np.isin(whole.rows["parent"], whole.numbers[steps[4:9]])
+    mine = np.concatenate([block.numbers for block in found])
+    assert np.isin(whole.numbers[inside], mine).all()
+
+
 def test_conditions_add_up(journal: Path) -> None:
     """Several conditions keep what meets all of them; none keeps everything."""
     assert [n for _, n in names(kept(journal, errors=True, from_epoch=2), "step")] == [45]
