@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from rich.cells import cell_len
 from textual.widgets import DataTable
 
+from firetrace import TraceHandler
+from firetrace.exporters.selection import Selection
 from firetrace.tui import app as app_module
+from firetrace.tui.actions import Part, new_path
 from firetrace.tui.app import WatchApp
 from firetrace.tui.widgets.headline import Headline
+from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.lines_view import AXIS_LINES
 from firetrace.tui.widgets.slowest import SlowestTable
 from firetrace.tui.widgets.stats_table import PhaseTable
@@ -255,3 +260,76 @@ async def test_a_running_step_that_hangs_is_called_so(monkeypatch: pytest.Monkey
                 pilot, "HANGS", "hangs for ", "in forward of Trainer's iteration 6; p99"
             )
             assert isinstance(pilot.app.query_one(Headline), Headline)
+
+
+async def test_another_run_may_be_shorter_than_the_one_before() -> None:
+    """The strip of steps, with the focus, follows the switch."""
+    longer, shorter = record(epochs=8, steps=20), record(epochs=1, steps=2)
+    app = WatchApp(str(longer))
+    async with app.run_test(size=SIZE) as pilot:
+        await until_shown(pilot, "DONE", "epoch 8/8")
+        strip = app.query_one(HeatStrip)
+        strip.focus()
+        await until(pilot, lambda: strip.has_focus, "no focus")
+        app.switch_to(str(shorter))
+        await until_shown(pilot, "DONE", "epoch 1/1", "2/2")
+
+
+async def test_a_run_that_cannot_be_read_is_left_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was chosen and is no journal: the app says so and shows again what it showed."""
+    monkeypatch.setattr("firetrace.tui.feed.GRACE_S", 0.05)
+    broken = tmp_path / "rank0.1.rows"
+    broken.write_bytes(b"no journal")
+    directory = record(epochs=3)
+    app = WatchApp(str(directory))
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        await until_shown(pilot, "DONE", "epoch 3/3")
+        app.switch_to(str(broken))
+        await until_shown(pilot, "not a firetrace journal")
+        await until_shown(pilot, "DONE", "epoch 3/3", "Timeline")
+        assert app.return_code is None
+
+
+async def test_an_error_that_the_program_caught_does_not_hide_the_verdict() -> None:
+    """A run that came to its end has its verdict, and says how many errors there were."""
+
+    def handler(engine: Engine) -> None:
+        raise ValueError("cache miss")
+
+    def update(engine: Engine) -> None:
+        with contextlib.suppress(ValueError):
+            failing.run(range(1))
+
+    failing = Engine(lambda engine, batch: None)
+    failing.add_event_handler(Events.STARTED, handler)
+    trainer = Engine(lambda engine, batch: update(engine))
+    recorder = TraceHandler()
+    recorder.attach(trainer)
+    recorder.attach(failing)
+    trainer.run(range(3), max_epochs=2)
+    recorder.close()
+    async with WatchApp(str(recorder.directory)).run_test(size=(160, 40)) as pilot:
+        await until_shown(pilot, "DONE", "BOUND:", " errors (e)")
+
+
+def test_an_export_never_replaces_a_file(tmp_path: Path) -> None:
+    """A name that is taken gets the part's behind it, then a number."""
+    part = Part("epoch3", "", Selection())
+    wanted = tmp_path / "run.json.gz"
+    assert new_path(wanted, part) == wanted
+    wanted.touch()
+    assert new_path(wanted, part).name == "run-epoch3.json.gz"
+    (tmp_path / "run-epoch3.json.gz").touch()
+    assert new_path(wanted, part).name == "run-epoch3-2.json.gz"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+async def test_the_tables_alone_show_their_figures(width: int) -> None:
+    """In the view of the tables the numbers are on the screen, however narrow that is."""
+    directory = record(epochs=2)
+    async with WatchApp(str(directory)).run_test(size=(width, 40)) as pilot:
+        await until_shown(pilot, "DONE")
+        await pilot.press("3")
+        await until_shown(pilot, "p50", "share", "took")

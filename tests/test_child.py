@@ -195,6 +195,21 @@ def test_a_background_process_does_not_hold_us_up(start: Start, tmp_path: Path) 
     assert fifo.read_text() == "on\n"
 
 
+def test_a_program_that_stops_itself_goes_on(start: Start) -> None:
+    """There is no shell that could continue it; its whole group is continued."""
+    child = start("", "/bin/sh", "-c", "kill -TSTP $$; (kill -STOP 0; echo on); echo back")
+    assert lines_of(child) == ["on", "back"]
+    assert child.wait() == 0
+
+
+def test_the_terminal_is_set_as_ours(start: Start) -> None:
+    """UTF-8, flow control and the user's other settings are the real terminal's."""
+    within = WITHIN.format(code="import os; os.system('stty -a')")
+    set_up = "import os; os.system('stty iutf8 -ixon erase ^H')\n"
+    printed = until_printed(start(set_up + within))
+    assert re.search(rb"erase = \^H;.* susp = <undef>;.* -ixon .*(?<!-)iutf8", printed, re.S)
+
+
 def test_ctrl_c_can_be_typed(start: Start) -> None:
     """The terminal knows its keys; but Ctrl-Z, after which nobody could go on, is none."""
     child = start(WAIT.format(first=""))
@@ -285,6 +300,55 @@ def test_passthrough_tells_a_new_size(start: Start) -> None:
     until_printed(real, b"ready")
     real.resize(100, 30)
     assert b"columns=100, lines=30" in until_printed(real, b"lines=30")
+
+
+GONE = """\
+import os, sys
+from pathlib import Path
+from firetrace.tui.session import run_under_app
+Path({folder!r}, "pid").write_text(str(os.getpid()))
+words = [sys.executable, "-c", {code!r}]
+run_under_app(sys.executable, words, dict(os.environ), Path({folder!r}, "run"))
+"""
+
+ENDURES = """\
+import os, signal, time
+signal.signal(signal.SIGHUP, lambda *_: None)
+open({folder!r} + "/begun", "w")
+while os.path.exists({folder!r} + "/begun"):
+    print("x" * 1000)
+    time.sleep(0.001)
+print("x" * 1_000_000, flush=True)
+open({folder!r} + "/over", "w")
+"""
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_without_its_terminal_it_ends_with_the_program(
+    start: Start, tmp_path: Path, leave: bool
+) -> None:
+    """In the app and after it: a program that endures the hang-up can print on to its end."""
+    folder = str(tmp_path)
+    real = start(GONE.format(folder=folder, code=ENDURES.format(folder=folder)))
+    until_printed(real, b"Output")
+    if leave:
+        real.write(b"q")
+        assert b"; see it with: firetrace watch " in until_printed(real, b"its output follows")
+    pid = int((tmp_path / "pid").read_text())
+    real.close()
+    time.sleep(1)
+    (tmp_path / "begun").unlink()
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "over").exists() or lives(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 # The picture
@@ -508,6 +572,19 @@ async def test_nothing_printed_reaches_the_real_terminal(start: Start) -> None:
             assert cell_len(strip.text) == pane.scrollable_content_region.width
             assert not CONTROLS.search(strip.text)
             assert not any(segment.control for segment in strip)
+
+
+async def test_what_a_background_process_prints_is_read_on(start: Start, tmp_path: Path) -> None:
+    """After the program's end too, more than a terminal holds, until the app leaves."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    app = PaneApp(start("", "/bin/sh", "-c", f"(read go < {fifo}; seq 50000; cat {fifo}) & exit 3"))
+    async with app.run_test() as pilot:
+        assert "keys go to the program" in str(app.pane.border_title)
+        await until(pilot, lambda: app.code == 3)
+        assert app.pane.border_title == "Output"
+        fifo.write_text("on\n")
+        await until_shown(pilot, "50000")
 
 
 async def test_leaving_keeps_what_was_shown_last(start: Start) -> None:

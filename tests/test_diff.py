@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -463,3 +464,109 @@ def test_damaged_rows_are_counted_once(tmp_path: Path) -> None:
     rows["end"][FIRST_ROW + 7] = 5
     rows.flush()
     assert diff(path, path).before.notes == ("1 damaged rows and 0 damaged lines left out",)
+
+
+def looped(path: Path, steps: int, loaders: int, engine: str = "Trainer", loads: int = 1) -> Path:
+    """A written run of one engine: so many steps of 10 ms, loaders between them, and spans."""
+    path.mkdir(parents=True, exist_ok=True)
+    writer = JournalWriter(path / "rank0.1", {})
+    pen, lane = writer.pen(), writer.lane(engine, 1)
+    kinds = (("run", "run"), ("step", "step"), ("loader", "worker start"), ("span", "load"))
+    run_name, step_name, loader_name, span_name = (writer.name(*kind) for kind in kinds)
+    now = writer.wall_ns - 3600 * 10**9
+    run = pen.open(0, run_name, lane, 0, 0, 0, 0, now)
+    for index in range(steps):
+        step = pen.open(run, step_name, lane, 0, 1, index + 1, 0, now)
+        for name, often in ((loader_name, loaders), (span_name, loads)):
+            for _ in range(often):
+                pen.close(pen.open(step, name, lane, 0, 1, index + 1, 0, now), now + 10**5, 0)
+                now += 10**5
+        now += 10**7
+        pen.close(step, now, 0)
+    pen.close(run, now, 0)
+    writer.close()
+    return writer.path
+
+
+def test_how_often_needs_steps_and_is_not_said_of_loaders(tmp_path: Path) -> None:
+    """Three steps are no claim, however many spans they have; a loader comes once an epoch."""
+    few, often = looped(tmp_path / "a", 3, 1, loads=7), looped(tmp_path / "b", 3, 50, loads=350)
+    result = diff(few, often)
+    assert named(result, "load", "span").often == 50
+    assert not any(each.clear for each in result.names)
+    assert result.verdict == "too few steps to tell a difference from noise"
+    one, more = looped(tmp_path / "c", 40, 1), looped(tmp_path / "d", 40, 50, loads=50)
+    result = diff(one, more)
+    assert named(result, "load", "span").verdict == "more often"
+    assert not named(result, "worker start", "loader").clear
+
+
+def test_too_few_steps_are_not_called_equal(clock: Clock) -> None:
+    """Where a part of three steps got slower, of the steps themselves nothing is claimed."""
+
+    def trained(seconds: int) -> Path:
+        def update(engine: Engine, batch: Any) -> None:
+            for _ in range(40):
+                with handler.span("augment"):
+                    clock.wait(seconds)
+
+        engine, handler = Engine(update), TraceHandler()
+        handler.attach(engine)
+        engine.run(range(3))
+        assert handler.directory is not None
+        directory = handler.directory
+        handler.close()
+        return directory
+
+    verdict = compared(trained(1), trained(2)).verdict
+    assert verdict.startswith("augment got 100% slower")
+    assert verdict.endswith("; too few steps to compare")
+
+
+def test_other_main_engines_are_warned_of(tmp_path: Path) -> None:
+    """A step of one engine is not a step of another."""
+    one, other = looped(tmp_path / "a", 40, 1), looped(tmp_path / "b", 40, 1, engine="Evaluator")
+    (note,) = diff(one, other).after.notes
+    assert note.startswith("the main engine is Evaluator, in the other run Trainer")
+    assert not diff(one, one).after.notes
+
+
+def test_runs_of_one_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two journals of a run have their file names, two runs of a name their paths."""
+    first = looped(tmp_path / "x" / "att", 9, 1)
+    second = first.with_name("rank1.1.rows")
+    second.write_bytes(first.read_bytes())
+    meta = first.with_suffix(".meta.jsonl")
+    second.with_suffix(".meta.jsonl").write_bytes(meta.read_bytes())
+    assert main(["diff", str(first), str(second)]) == 0
+    text = capsys.readouterr().out
+    assert "before  att rank0.1.rows  9 steps" in text
+    assert "after   att rank1.1.rows  9 steps" in text
+    assert main(["diff", str(first), str(looped(tmp_path / "y" / "att", 9, 1))]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    assert f"before{first}9steps" in text
+    assert f"after{tmp_path / 'y' / 'att' / first.name}9steps" in text
+
+
+@pytest.mark.parametrize("cells", [60, 80, None])
+def test_figures_of_a_comparison_are_whole(
+    clock: Clock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cells: int | None,
+) -> None:
+    """Names and the less important columns give way."""
+    runs = [str(recorded(clock)), str(recorded(clock, forward=13))]
+    if cells:
+        for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", str(cells))):
+            monkeypatch.setenv(name, value)
+    assert main(["diff", *runs]) == 0
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    (row,) = (line for line in text.splitlines() if line.startswith("forward "))
+    assert len(row) <= (cells or 160)
+    assert "10s -> 13s" in row
+    assert {"+30%", "+3s"} <= set(row.split())
+    assert ("48 -> 48" in row) == (cells != 60)
+    assert (" .. " in row) == (cells is None)

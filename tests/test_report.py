@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from firetrace import TraceHandler
 from firetrace.tracer.journal import Flag
@@ -20,7 +24,10 @@ from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
 from firetrace.tui.cli import main
-from firetrace.tui.model.report import read_report
+from firetrace.tui.model.report import Report, Scalar, read_report
+from firetrace.tui.model.slow import SlowStep
+from firetrace.tui.text import print_report
+from tests.support.recordings import record
 from tests.support.trainings import plain_engine
 
 TRAINING = """
@@ -283,3 +290,155 @@ def test_a_closed_pipe_is_no_error(sample_run: Path) -> None:
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=os.environ
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", [["report", "{run}"], ["diff", "{run}", "{run}"], ["list"]])
+def test_a_pipe_that_nobody_reads_is_no_error(command: list[str]) -> None:
+    """Exit code 0 and no word, whatever the first line was when ``head`` had enough."""
+    run = str(record())
+    words = [word.format(run=run) for word in command]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "firetrace.tui.cli", *words],
+        stdout=writer, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def with_long_names() -> Report:
+    """A report whose names are 10 kB long, and whose times take all the cells they can."""
+    found = read_report(open_run(record(epochs=25)).newest)
+    stats = found.phases["forward"]
+    wide = replace(
+        stats, count=1_234_567, total_ns=123 * 10**9, p50_ns=111 * 10**6, p95_ns=112 * 10**6,
+        p99_ns=113 * 10**6, max_ns=114 * 10**6, drift=0.21, share=0.87,
+    )  # fmt: skip
+    slow = replace(found.slowest_steps[0], because=(("a" * 10_000, 115 * 10**6),))
+    assert isinstance(slow, SlowStep)
+    return replace(
+        found,
+        step=wide, phases={"forward": wide}, handlers={"h" * 10_000: wide, "界" * 99: wide},
+        slowest_steps=(slow,), scalars=(Scalar("s" * 10_000, 116, 0.1832, (1.0, 2.0)),) * 23,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("cells", "left_out"), [(60, 3), (80, 1), (None, 0)])
+def test_figures_are_whole_however_narrow(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cells: int | None,
+    left_out: int,
+) -> None:
+    """In a terminal and a pipe names are clipped; columns go, the least important first."""
+    if cells:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", str(cells))
+    print_report(with_long_names())
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    rows = [line for line in text.splitlines() if "1,234,567" in line]
+    assert len(rows) == 4
+    figures = ["113ms", "+21%", "2m03s"]  # p99, lately, total
+    for row, share in zip(rows, ("", "87%", "87%", "87%"), strict=True):
+        assert cell_len(row) <= (cells or 160)
+        assert set(row.split()) >= {"1,234,567", "111ms", "112ms", "114ms", *share.split()}
+        assert row.split()[0] not in ("", "…")
+    assert [figure in rows[-1] for figure in figures] == [i >= left_out for i in range(3)]
+    assert ("too narrow to show: p99" in text) == bool(left_out)
+    assert "aaa… +115ms" in text
+    assert "0.1832" in text
+
+
+def test_a_table_that_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 25 epochs the last 20 are shown, of 23 scalars 20."""
+    print_report(with_long_names())
+    text = capsys.readouterr().out
+    assert "... and 5 earlier (--json has more)" in text
+    assert "... and 3 more (--json has all)" in text
+
+
+def test_the_list_has_the_end_of_a_path_where_it_is_narrow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_folders: Path
+) -> None:
+    """The run's name is there at 60 cells; a pipe has whole paths."""
+    deep = own_folders / ("d" * 200)
+    handler = TraceHandler(deep / "myrun")
+    engine = plain_engine()
+    handler.attach(engine)
+    engine.run([1])
+    handler.close()
+    assert main(["list"]) == 0
+    assert str(deep / "myrun") in capsys.readouterr().out
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "60")):
+        monkeypatch.setenv(name, value)
+    assert main(["list"]) == 0
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    (row,) = (line for line in text.splitlines() if "myrun" in line)
+    assert row.startswith("…d")
+    assert row.split()[0].endswith("d/myrun")
+    assert "over" in row
+    assert cell_len(row) <= 60
+
+
+@pytest.mark.parametrize("every", [2, 10, 64])
+def test_thinned_steps_count_as_if_they_were_recorded(every: int) -> None:
+    """Of a run of which every Nth step is there, the verdict and the counts are the same."""
+    from ignite.engine import Engine
+
+    class Data:
+        def __iter__(self) -> Iterator[int]:
+            for item in range(40):
+                time.sleep(0.004)
+                yield item
+
+    engine = Engine(lambda engine, batch: time.sleep(0.001))
+    handler = TraceHandler(every=every)
+    handler.attach(engine)
+    engine.run(Data(), max_epochs=3, epoch_length=40)
+    handler.close()
+    assert handler.directory is not None
+    result = read_report(open_run(handler.directory).newest)
+    assert result.verdict.startswith("DATA-BOUND"), result.verdict
+    assert result.iterations == 120
+    assert [epoch.iterations for epoch in result.epoch_times] == [40, 40, 40]
+    assert result.progress.fraction == 1.0
+    assert result.steps == 120 // every
+
+
+def test_a_validation_before_the_training_is_not_taken_for_it() -> None:
+    """The main engine is the one that means to run longest, whichever ran first or last."""
+    from ignite.engine import Engine
+
+    trainer, evaluator = (Engine(lambda engine, batch: None) for _ in range(2))
+    handler = TraceHandler()
+    handler.attach(trainer)
+    handler.attach(evaluator)
+    evaluator.run(range(3))
+    trainer.run(range(4), max_epochs=5)
+    evaluator.run(range(30))
+    handler.close()
+    assert handler.directory is not None
+    result = read_report(open_run(handler.directory).newest)
+    assert (result.steps, result.epochs, result.progress.max_epochs) == (20, 5, 5)
+
+
+def test_json_is_json_when_a_loss_is_not_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not finite is null: NaN is no JSON."""
+    from ignite.engine import Engine
+
+    values = [1.0, float("nan"), float("inf"), float("nan")]
+    engine = Engine(lambda engine, batch: values[batch])
+    handler = TraceHandler()
+    handler.attach(engine, output_transform=lambda output: {"loss": output})
+    engine.run(range(4))
+    handler.close()
+    assert main(["report", "--json", str(handler.directory)]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    said = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    (loss,) = said["scalars"]
+    assert (loss["last"], loss["count"]) == (None, 4)

@@ -187,5 +187,18 @@ def test_a_program_outlives_the_app_that_it_ran_under(terminal: Terminal, progra
     terminal.type("q")
     shown = terminal.until(lambda shown: "left with 0" in shown)
     assert "the program goes on" in shown
+    assert "see it with: firetrace watch " in shown.replace("\n", "")
     assert "all done True True" in shown
     assert terminal.modes().strip() == "0 1 0"
+
+
+def test_whoever_ends_the_app_gets_the_terminal_back(
+    terminal: Terminal, training: subprocess.Popen[bytes], own_folders: Path
+) -> None:
+    """A SIGTERM leaves the terminal as ``q`` does."""
+    command = Path(sys.executable).with_name("firetrace")
+    terminal.type(f"timeout 8 {command} watch; echo left with $?", "Enter")
+    terminal.until(lambda shown: "● RUN" in shown)
+    terminal.until(lambda shown: "left with 124" in shown)
+    assert terminal.modes().strip() == "0 1 0"
+    assert training.poll() is None

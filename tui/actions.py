@@ -63,6 +63,14 @@ def default_path(snapshot: Snapshot) -> str:
     return f"{name}.json.gz"
 
 
+def new_path(path: Path, part: Part) -> Path:
+    """Where a part goes: a name that is taken gets the part's behind it, and a number at last."""
+    stem, dot, suffix = path.name.partition(".")
+    names = (f"{stem}-{part.id}{n}{dot}{suffix}" for n in ("", *(f"-{i}" for i in range(2, 1000))))
+    candidates = (path, *(path.with_name(name) for name in names))
+    return next((each for each in candidates if not each.exists()), path)
+
+
 def export(journal: Path, path: Path, selection: Selection) -> int:
     """Write a part of a journal as Chrome JSON. Returns how many spans.
 

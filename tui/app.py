@@ -96,6 +96,7 @@ class WatchApp(Doing):
         self._linger: Timer | None = None
         self._held: Snapshot | None = None  # newest while paused
         self._paused = False
+        self._came_from = ""  # where to go back to when what was chosen cannot be read
         self._follows = True  # told to the reader: it may go on to another journal
         self._pattern = ""  # what was searched for last
 
@@ -152,8 +153,13 @@ class WatchApp(Doing):
                 try:
                     found = feed.poll()
                 except FiretraceError as error:
-                    self.call_later(self.exit, str(error), 1)
-                    return
+                    if not self._came_from:
+                        self.call_later(self.exit, str(error), 1)
+                        return
+                    self.call_later(self._go_back, str(error))
+                    found, self._switched = None, False
+                    if self._leaving.wait(PERIOD_S):
+                        return
                 if found is not None:
                     self.post_message(self.Read(found))
                 if isinstance(found, Snapshot) and found.tree.open.alive:
@@ -179,18 +185,31 @@ class WatchApp(Doing):
 
     def switch_to(self, name: str) -> None:
         """Show another run or journal."""
+        self._came_from = str(self.shown.path) if self.shown is not None else self._came_from
         self._name, self._switched = name, True
         self.shown = self._held = None
-        self._paused = False
-        self.timeline.follow()
-        self.timeline.unfolded = set()
+        self._paused, self._pattern = False, ""
+        self._close_search()
+        self.timeline.forget()
         self._show_mode()
+
+    def _go_back(self, problem: str) -> None:
+        """What was chosen cannot be read: show again what was shown before."""
+        self.say(problem, 15, wrong=True)
+        before, self._came_from = self._came_from, ""
+        if before:
+            self.switch_to(before)
 
     def on_watch_app_read(self, message: Read) -> None:
         """Draw it, unless the picture is held."""
         found = message.found
         if isinstance(found, Waiting):
             _settle()
+            for line in (self.main(Headline), self.main(Vitals), self.main(StepBar)):
+                line.snapshot = None
+            self.main(HeatStrip).snapshot = None
+            self.shown = None
+            self.timeline.forget()
             self.main(Headline).waiting = found.reason
             self.screen_stack[0].query_one("#waiting", Static).update(
                 f"waiting for a run to begin\n{found.reason}"

@@ -35,7 +35,11 @@ class Child:
     """A program that runs on its own terminal.
 
     What is typed there counts: the byte 3 is Ctrl-C. Ctrl-Z does nothing, for there is no
-    shell to go on from. One thread may read while others write, resize and signal.
+    shell to go on from; a program that stops itself is continued at once. The terminal is set as
+    the one that is our stdin, if any. Threads may read, write, resize and signal at a time.
+
+    Processes that the program leaves in the background lose their terminal when we hang up, as
+    when a terminal's window is closed.
 
     Args:
         file: the file to execute.
@@ -54,10 +58,11 @@ class Child:
     ) -> None:
         master, slave = os.openpty()
         self._master = FileIO(master, "r+")
+        self.held = True  #: False once ``read`` has found that no process has the terminal
         try:
             os.set_blocking(master, False)
             self.resize(columns, rows)
-            modes = termios.tcgetattr(slave)
+            modes = termios.tcgetattr(0 if os.isatty(0) else slave)
             modes[6][termios.VSUSP] = os.fpathconf(slave, "PC_VDISABLE").to_bytes(1, "little")
             termios.tcsetattr(slave, termios.TCSANOW, modes)
             # Python itself sets LC_CTYPE where the locale is C (PEP 538), even with -I.
@@ -91,9 +96,12 @@ class Child:
             return b"" if ended else None
         try:
             return os.read(self.fileno(), 65536)
+        except BlockingIOError:  # another thread was faster
+            return None
         except OSError as error:
             if error.errno != errno.EIO:  # Linux's word for the end
                 raise
+            self.held = False
             self._leader.wait()
             return b""
 
@@ -151,12 +159,24 @@ def shell_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def put(stream: BinaryIO, data: bytes) -> None:
+    """Write to the real terminal, or from now on to nowhere if that is gone."""
+    try:
+        stream.write(data)
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what is left in the buffer goes there too
+        os.close(nowhere)
+
+
 def passthrough(child: Child) -> int:
     """Connect the real terminal with the program's until the program ends.
 
     Keys, Ctrl-C among them, reach it as they are, since the real terminal is raw meanwhile; so do
     signals sent to this process. Only for the main thread, and while nobody else reads the child.
-    Without a terminal as stdin, its end is not passed on.
+    Without a terminal as stdin, its end is not passed on. If the terminal goes away, what the
+    program prints is read on, so that it can end.
 
     Returns:
         The exit code as of ``Child.poll``.
@@ -175,8 +195,11 @@ def passthrough(child: Child) -> int:
     handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, fit)
     try:
         if before:
-            tty.setraw(keyboard, termios.TCSADRAIN)
-        sys.stdout.flush()
+            try:
+                tty.setraw(keyboard, termios.TCSADRAIN)
+            except termios.error:  # it is gone
+                before = None
+        put(output, b"")
         fit()
         return _copy(child, keyboard, output)
     finally:
@@ -203,8 +226,7 @@ def _copy(child: Child, keyboard: int, output: BinaryIO) -> int:
         typed = typed[child.write(typed) :]
         printed = child.read(0)
         if printed:
-            output.write(printed)
-            output.flush()
+            put(output, printed)
         elif printed is not None:
             return child.wait()
 
@@ -235,7 +257,14 @@ def lead(locale: str, file: str, argv: list[str]) -> None:
             os.execve(file, argv, variables)
         except OSError as error:
             sys.exit(f"firetrace: {file}: {error.strerror}")
-    _, status = os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    while os.WIFSTOPPED(status):  # go on as by a shell's "fg", for nobody could type that
+        try:
+            os.tcsetpgrp(0, os.getpgid(pid))
+            os.killpg(os.getpgid(pid), signal.SIGCONT)
+        except OSError:  # the terminal is gone, or the program was killed meanwhile
+            os.kill(pid, signal.SIGCONT)
+        _, status = os.waitpid(pid, os.WUNTRACED)
     try:
         os.tcsetpgrp(0, os.getpgrp())  # or what it left in the background is hung up with us
     except OSError:  # the terminal is gone

@@ -43,6 +43,8 @@ examples:
   firetrace run --watch train.py                          under the live app
   firetrace run -o runs/first torchrun --nproc_per_node 2 train.py
 
+With --watch, processes that the program leaves in the background lose their terminal when the
+command ends, as when a terminal window is closed.
 Options for firetrace come before the program. The directory is made when the first engine runs.
 """
 
@@ -218,14 +220,17 @@ def _find(arguments: argparse.Namespace) -> Run:
 
 
 def newest(run: Run) -> Path:
-    """The run's newest journal; the others in its directory are earlier attempts or other ranks."""
+    """The newest attempt of a run's lowest rank, as the app shows it; the others are named."""
+    from firetrace.tui.feed import journal_to_show
+
+    chosen = journal_to_show(run)
     others = len(run.journals) - 1
     if others:
         sys.stderr.write(
-            f"firetrace: this is {run.newest.name}; {others} more in {run.path} "
+            f"firetrace: this is {chosen.name}; {others} more in {run.path} "
             "(name a .rows file to see it)\n"
         )
-    return run.newest
+    return chosen
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -259,8 +264,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    if not sys.stdout.isatty():
-        return fail("watch needs a terminal; 'firetrace report' prints the same numbers as text")
+    if not sys.stdout.isatty() or not os.isatty(2):
+        return fail("watch needs a terminal (also for errors); 'firetrace report' prints as text")
     import gc
 
     gc.disable()  # until the first picture: it would look through what is being made
@@ -279,7 +284,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print_line(json.dumps(result.as_json(), indent=2))
+        print_line(json.dumps(result.as_json(), indent=2, allow_nan=False))
     else:
         from firetrace.tui.text import print_report
 

@@ -140,6 +140,12 @@ def diff(before: Path, after: Path) -> Diff:
         JournalError: one of them cannot be read.
     """
     (old_side, old), (new_side, new) = _read(before), _read(after)
+    if old_side.engine != new_side.engine:
+        note = (
+            f"the main engine is {new_side.engine}, in the other run {old_side.engine}: "
+            "a step is not the same in both"
+        )
+        new_side = replace(new_side, notes=(note, *new_side.notes))
     shared = [key for key in old if key in new]
     tested = [key for key in shared if min(old[key].batches.kept, new[key].batches.kept) >= FEWEST]
     changes = [
@@ -154,7 +160,10 @@ def diff(before: Path, after: Path) -> Diff:
         key: (old[key].part(key.engine, old_side), new[key].part(key.engine, new_side))
         for key in shared
     }
-    names = [_difference(key, *parts[key], by_key.get(key)) for key in shared]
+    names = [
+        _difference(key, *parts[key], by_key.get(key), _fewest_steps(key, old_side, new_side))
+        for key in shared
+    ]
     names.sort(
         key=lambda each: (
             not each.clear,
@@ -169,13 +178,21 @@ def diff(before: Path, after: Path) -> Diff:
     return replace(result, verdict=_verdict(result))
 
 
+def _fewest_steps(key: Key, before: Side, after: Side) -> int:
+    """How many steps of its engine the run has that has fewer."""
+    return min(side.steps_of.get(key.engine, 0) for side in (before, after))
+
+
 def _difference(
-    key: Key, before: Part, after: Part, changes: tuple[Change, Change] | None
+    key: Key, before: Part, after: Part, changes: tuple[Change, Change] | None, steps: int
 ) -> Difference:
     mean, typical = changes or (None, None)
     found = Difference(*key, "unclear" if changes else "too few", before, after, mean, typical)
     off = abs(after.count * (1 - 1 / found.often))
-    if off > max(OFTEN_SPANS, OFTEN_PART * after.count) and abs(found.per_step_ns) >= LEAST_NS:
+    # Loaders come once an epoch: how many a step has says how long the epochs are.
+    known = changes is not None and steps >= FEWEST and key.kind != "loader"
+    large = off > max(OFTEN_SPANS, OFTEN_PART * after.count)
+    if known and large and abs(found.per_step_ns) >= LEAST_NS:
         found = replace(found, verdict="more often" if found.often > 1 else "less often")
     for change, grown_ns in (
         (typical, after.typical_ns - before.typical_ns),
@@ -219,7 +236,13 @@ def _verdict(result: Diff) -> str:
     if step is None or not step.clear:
         largest, more = changed[0], len(changed) - 1
         also = f"; {more} more changed" if more else ""
-        return f"{_sentence(result, largest)}{also}; of the step itself {NOTHING}"
+        said = f"{_sentence(result, largest)}{also}"
+        if step is None:
+            return f"{said}; the steps are of different engines"
+        few = step.verdict == "too few"
+        return f"{said}; " + (
+            "too few steps to compare" if few else f"of the step itself {NOTHING}"
+        )
     return f"{_sentence(result, step)}; {_cause(result, step)}"
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from firetrace.tui.diff import Diff, Difference, Only
+from firetrace.tui.console import MOST_ROWS, Page
+from firetrace.tui.diff import Diff, Difference, Only, Side
 from firetrace.tui.format import duration, printable
 
-MOST_ROWS = 20
 STYLES = {
     "slower": "red", "more often": "red", "faster": "green", "less often": "green",
     "unclear": "dim", "too few": "dim",
@@ -19,37 +18,49 @@ STYLES = {
 
 
 def print_diff(result: Diff) -> None:
-    """Print a comparison to stdout; in a file or a pipe wide enough that names are whole."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    for side, which in ((result.before, "before  "), (result.after, "after   ")):
+    """Print a comparison to stdout."""
+    console = Page()
+    sides = (result.before, result.after)
+    for side, which, run in zip(sides, ("before  ", "after   "), _runs(*sides), strict=True):
         steps = f"  {side.steps:,} steps ({printable(side.engine)})"
-        console.print(Text.assemble((which, "dim"), (printable(side.run), "bold"), steps))
+        console.print(Text.assemble((which, "dim"), (printable(run), "bold"), steps))
     console.print(Text(result.verdict), style="bold yellow")
     _print_names(console, result)
-    _print_only(console, result, "new", result.new)
-    _print_only(console, result, "gone", result.gone)
+    _print_only(console, "new", result, result.new)
+    _print_only(console, "gone", result, result.gone)
     for side, which in ((result.before, "before"), (result.after, "after")):
         for note in side.notes:
             console.print(Text(f"note  {which}: {printable(note)}"), style="yellow")
+    console.end()
 
 
-def _print_names(console: Console, result: Diff) -> None:
-    table = _table(
-        "", "kind", "n", "mean", "changed", "95% interval", "typical", "p", "a step"
-    )  # fmt: skip
+def _runs(before: Side, after: Side) -> tuple[str, str]:
+    """What to call the two; what has the same name is told apart by its file."""
+    if before.run != after.run:
+        return before.run, after.run
+    paths = Path(before.path), Path(after.path)
+    if paths[0].parent == paths[1].parent:
+        return f"{before.run} {paths[0].name}", f"{after.run} {paths[1].name}"
+    return before.path, after.path
+
+
+def _print_names(console: Page, result: Diff) -> None:
+    rows, styles = [], []
     for each in result.names[:MOST_ROWS]:
         means = (duration(round(each.before.mean_ns)), duration(round(each.after.mean_ns)))
-        table.add_row(
-            Text(printable(result.label(each))), each.kind,
+        rows.append((
+            result.label(each), each.kind,
             f"{each.before.count:,} -> {each.after.count:,}", " -> ".join(means),
-            *_changes(each), _signed(each.per_step_ns), style=STYLES[each.verdict],
-        )  # fmt: skip
-    if table.row_count:
+            *_changes(each), _signed(each.per_step_ns),
+        ))  # fmt: skip
+        styles.append(STYLES[each.verdict])
+    if rows:
         console.print()
-        console.print(table)
-    _print_more(console, len(result.names))
+        console.table(
+            ("", "kind", "n", "mean", "changed", "95% interval", "typical", "p", "a step"),
+            rows, drop=("typical", "kind", "95% interval", "n", "p"), left=("kind",), styles=styles,
+        )  # fmt: skip
+    console.more(len(result.names) - MOST_ROWS)
 
 
 def _changes(each: Difference) -> Sequence[str]:
@@ -62,30 +73,19 @@ def _changes(each: Difference) -> Sequence[str]:
     return _percent(mean.ratio), interval, _percent(typical.ratio), p
 
 
-def _print_only(console: Console, result: Diff, which: str, names: tuple[Only, ...]) -> None:
+def _print_only(console: Page, which: str, result: Diff, names: tuple[Only, ...]) -> None:
     if not names:
         return
-    table = _table(which, "kind", "n", "mean", "a step")
-    for each in names[:MOST_ROWS]:
-        table.add_row(
-            Text(printable(result.label(each))), each.kind, f"{each.part.count:,}",
+    rows = [
+        (
+            result.label(each), each.kind, f"{each.part.count:,}",
             duration(round(each.part.mean_ns)), duration(round(each.per_step_ns)),
-        )  # fmt: skip
+        )
+        for each in names[:MOST_ROWS]
+    ]  # fmt: skip
     console.print()
-    console.print(table)
-    _print_more(console, len(names))
-
-
-def _print_more(console: Console, names: int) -> None:
-    if names > MOST_ROWS:
-        console.print(Text(f"... and {names - MOST_ROWS} more (--json has all)"), style="dim")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
-    return table
+    console.table((which, "kind", "n", "mean", "a step"), rows, drop=("kind",), left=("kind",))
+    console.more(len(names) - MOST_ROWS)
 
 
 def _percent(ratio: float) -> str:

@@ -15,9 +15,9 @@ from textual.widget import Widget
 
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.run import Run, begun_ns, known_runs, open_run
-from firetrace.tui.actions import Part, PerfettoPage, default_path, export, parts
+from firetrace.tui.actions import Part, PerfettoPage, default_path, export, new_path, parts
 from firetrace.tui.feed import Snapshot
-from firetrace.tui.format import count, duration, printable
+from firetrace.tui.format import clip, count, duration, printable
 from firetrace.tui.keys import KEYS, Key
 from firetrace.tui.widgets import palette
 from firetrace.tui.widgets.choice import Choice, Chosen
@@ -115,7 +115,7 @@ class Doing(App[str]):
 
         def write(chosen: Chosen | None) -> None:
             if chosen is not None:
-                self._export(snapshot, by_id[chosen.id], Path(chosen.text).expanduser())
+                self._export(snapshot, by_id[chosen.id], chosen.text)
 
         options = [(part.id, part.label) for part in offered]
         self.push_screen(
@@ -123,12 +123,13 @@ class Doing(App[str]):
         )
 
     @work(thread=True, group="export")
-    def _export(self, snapshot: Snapshot, part: Part, path: Path) -> None:
+    def _export(self, snapshot: Snapshot, part: Part, name: str) -> None:
         self.call_from_thread(self.say, f"writing {part.label} ...")
         began = time.monotonic()
         try:
+            path = new_path(Path(name).expanduser(), part)
             spans = export(snapshot.path, path, part.selection)
-        except (FiretraceError, OSError) as error:
+        except (FiretraceError, OSError, ValueError, RuntimeError) as error:
             self.call_from_thread(self.say, f"not written: {error}", COPY_S, True)
             return
         took = duration(round((time.monotonic() - began) * 1e9))
@@ -145,7 +146,7 @@ class Doing(App[str]):
         self.call_from_thread(self.say, "making the trace for Perfetto ...")
         try:
             page = PerfettoPage(snapshot, self.timeline.frame)
-        except (FiretraceError, OSError) as error:
+        except (FiretraceError, OSError, ValueError) as error:
             self.call_from_thread(self.say, f"not opened: {error}", COPY_S, True)
             return
         self.close_page()
@@ -170,7 +171,7 @@ class Doing(App[str]):
             lines = [f"{name}: {value}" for name, value in facts(self.shown, span, []) if name]
             text = "\n".join([self.shown.tree.label(span), *lines])
         self.copy_to_clipboard("\n".join(printable(line) for line in text.splitlines()))
-        self.say(f"copied: {self.shown.tree.label(span)}", 2)
+        self.say(f"copied: {clip(self.shown.tree.label(span), 60)}", 2)
 
     def action_save_screen(self) -> None:
         """A picture in the current folder."""

@@ -81,9 +81,11 @@ class Digest:
     exceptions: dict[int, str] = field(default_factory=dict)  #: type and message, by row number
     reasons: dict[int, str] = field(default_factory=dict)  #: why spans were cut, by row number
     spans: int = 0
+    thinned: bool = False  #: not all steps were recorded
     damaged: int = 0
     last_ns: int = 0  #: the last end, Unix ns
     _parents: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    _reached: dict[int, int] = field(default_factory=dict)  # iteration, by lane
     #: Of epochs that have not ended, by lane, epoch and how many runs of the lane ended before:
     #: steps, their ns, ns of waiting, and ns of loaders before the first step.
     _in_epochs: dict[tuple[int, int, int], list[int]] = field(default_factory=dict)
@@ -107,7 +109,11 @@ class Digest:
         above = places(numbers, rows["parent"])
         elsewhere = np.flatnonzero((above < 0) & (rows["parent"] != 0))
         self._add_groups(block, codes, lasted)
-        self._add_outline(block, kinds, above, elsewhere)
+        self.thinned |= bool(block.meta.thinned)
+        outside = self._add_outline(block, kinds, above, elsewhere)
+        took = np.bincount(codes[outside], lasted[outside])
+        for code in np.flatnonzero(took).tolist():
+            self.groups.all[code].outside_ns += int(took[code])
         self._add_children(rows, codes, lasted, above, elsewhere)
         self._end_epochs(rows[kinds == EPOCH], numbers[kinds == EPOCH])
         wrong = np.flatnonzero(rows["flags"] & Flag.ERROR)
@@ -154,7 +160,8 @@ class Digest:
 
     def _add_outline(
         self, block: Table, kinds: np.ndarray[Any, Any], above: Ints, elsewhere: Ints
-    ) -> None:
+    ) -> Ints:
+        """Keep what lies in no step. Return where in the block that is."""
         rows, numbers = block.rows, block.numbers
         state = np.full(len(rows), UNKNOWN, np.int8)
         inside = kinds[above] == STEP
@@ -166,7 +173,7 @@ class Digest:
             state[elsewhere] = np.array(in_step, np.int8)[which]
         outside = np.flatnonzero(spread(state, above) == 0)
         if not len(outside):
-            return
+            return outside
         with_children = np.zeros(len(rows), bool)
         with_children[above[above >= 0]] = True
         for number in self._parents.keys() & set(numbers[outside].tolist()):
@@ -179,6 +186,7 @@ class Digest:
             self._epoch_of(row)[3] += took
         sizes = sizes_of(found, kinds[outside], with_children[outside])
         self.outline.add(numbers[outside], found["parent"], sizes)
+        return outside
 
     def _add_groups(self, block: Table, codes: Ints, lasted: Ints) -> None:
         rows, numbers = block.rows, block.numbers
@@ -255,21 +263,43 @@ class Digest:
             del self._in_epochs[self._key_of(row)]
             nested = [runs.nested_ns(start, end) for i, runs in self.runs.items() if i != lane]
             past = self.epoch_times.setdefault(lane, [])
-            iterations = max(steps, self._iterations(lane, start, end))
+            iterations = max(steps, self._iterations(lane, row))
             past.append(
                 EpochTime(epoch, number, start, end, iterations, steps, steps_ns, wait_ns,
                           sum(nested), loading_ns)
             )  # fmt: skip
 
-    def _iterations(self, lane: int, start_ns: int, end_ns: int) -> int:
-        """How many iterations an epoch had, by the numbers of the steps that were recorded."""
-        steps = self.steps.get(lane)
-        if steps is None:
-            return 0
-        begins = steps.start.values
-        first, last = np.searchsorted(begins, (start_ns, end_ns)).tolist()
-        numbers = steps.iteration.values[first:last]
-        return int(numbers[-1]) - int(numbers[0]) + 1 if len(numbers) else 0
+    def _iterations(self, lane: int, epoch: np.void) -> int:
+        """How many iterations an epoch had, by the numbers that it and its steps reached."""
+        steps = self.steps.get(lane, Spans())
+        first, last = np.searchsorted(steps.start.values, (epoch["start"], epoch["end"])).tolist()
+        numbers = steps.iteration.values[first:last].tolist()
+        reached = int(epoch["iteration"]) if self.thinned else 0
+        reached = max([reached, *numbers[-1:]])
+        before = self._reached.get(lane, numbers[0] - 1 if numbers else reached)
+        if epoch["epoch"] == 1 or reached < before:  # of another run
+            before = 0
+        self._reached[lane] = reached
+        return int(reached - before)
+
+    def iterations(self, lane: int) -> int:
+        """How many iterations there were, whether their steps were recorded or not."""
+        recorded = len(self.steps.get(lane, ()))
+        if not self.thinned:
+            return recorded
+        past = self.epoch_times.get(lane, [])
+        later = 0
+        if recorded:
+            steps = self.steps[lane]
+            since = past[-1].end_ns if past else 0
+            if steps.start.values[-1] >= since:
+                later = int(steps.iteration.values[-1]) - self._reached.get(lane, 0)
+        return max(recorded, sum(each.iterations for each in past) + max(0, later))
+
+    def scale(self, lane: int) -> float:
+        """One in so many steps was recorded."""
+        recorded = len(self.steps.get(lane, ()))
+        return self.iterations(lane) / recorded if recorded else 1.0
 
     def _add_children(
         self, rows: Rows, codes: Ints, lasted: Ints, above: Ints, elsewhere: Ints

@@ -29,8 +29,14 @@ class Group:
     times: Distribution = field(default_factory=Distribution)  #: of those that came to their end
     ended: int = 0  #: how many, cut and skipped ones too
     ended_ns: int = 0
+    outside_ns: int = 0  #: of those that are in no step
     inside_ns: int = 0  #: what their children took
     windows: dict[int, int] = field(default_factory=dict)  #: how many, by window of the file
+
+    def whole_ns(self, scale: float) -> float:
+        """What they took, were all steps recorded and not one in ``scale``."""
+        outside = min(self.outside_ns, self.times.total)
+        return outside + (self.times.total - outside) * scale
 
 
 class Groups:

@@ -43,7 +43,7 @@ def progress(tree: Tree, main: int, run: Span | None) -> Progress:
     """How far the main lane's last run is."""
     digest = tree.digest
     plan: dict[str, Any] = tree.meta.runs.get(run.number, {}) if run is not None else {}
-    limits = {key: _count(plan.get(key)) for key in ("max_epochs", "epoch_length", "max_iters")}
+    limits = {key: count_of(plan.get(key)) for key in ("max_epochs", "epoch_length", "max_iters")}
     steps, epochs = digest.steps.get(main, Spans()), digest.epochs.get(main, Spans())
     began = run.start_ns if run is not None else 0
     first = int(np.searchsorted(steps.start.values, began))
@@ -52,6 +52,8 @@ def progress(tree: Tree, main: int, run: Span | None) -> Progress:
     planned = limits["max_iters"]
     if planned is None and limits["max_epochs"] and limits["epoch_length"]:
         planned = limits["max_epochs"] * limits["epoch_length"]
+    ended = run is not None and bool(run.end_ns)
+    completed = max(completed, at if ended else at - 1)  # steps that were not recorded
     fraction = min(1.0, completed / planned) if planned else None
     eta, without, least = None, None, False
     if planned and run is not None and not run.end_ns and tree.open.alive and len(steps) > first:
@@ -64,7 +66,7 @@ def progress(tree: Tree, main: int, run: Span | None) -> Progress:
     )  # fmt: skip
 
 
-def _count(value: Any) -> int | None:
+def count_of(value: Any) -> int | None:
     """How many; None of what can be no number of steps, in a damaged journal."""
     return value if type(value) is int and 0 < value < 2**40 else None
 
@@ -104,6 +106,8 @@ def _eta(
     past = [each for each in tree.digest.epoch_times.get(main, []) if each.start_ns >= run.start_ns]
     epochs_left = -(-left // length) if length else 0
     in_between = tree.now_ns - int(steps.end.values[-1])
+    if tree.digest.thinned:  # since then there were others
+        in_between = 0
     at_end = length and (int(steps.iteration.values[-1]) % length == 0)
     if not past:
         return round(max(0.0, eta - min(in_between, step_ns))), bool(epochs_left)

@@ -5,9 +5,10 @@ The report, the live app and the HTML page show the same numbers because all com
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from firetrace.tui.model.columns import Spans
 from firetrace.tui.model.digest import Digest, EpochTime
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.groups import Group, engine_label
-from firetrace.tui.model.progress import Progress, progress
+from firetrace.tui.model.progress import Progress, count_of, progress
 from firetrace.tui.model.series import means_of
 from firetrace.tui.model.slow import SlowStep, slow_steps
 from firetrace.tui.model.tree import Span, Tree
@@ -50,7 +51,8 @@ class Report:
     engine: str  #: the main engine: the one that began first
     main_lane: int  #: its lane in the journal
     spans: int
-    steps: int
+    steps: int  #: that were recorded
+    iterations: int  #: that there were
     epochs: int
     duration_ns: int
     progress: Progress
@@ -69,8 +71,17 @@ class Report:
     notes: tuple[str, ...]  #: what was thinned out, could not be read, or stopped the recording
 
     def as_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers."""
-        return asdict(self)
+        """Plain dicts, lists, strings and numbers; None for what is not finite, as in JSON."""
+        found: dict[str, Any] = _finite(asdict(self))
+        return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
@@ -120,6 +131,7 @@ def report(tree: Tree) -> Report:
         main_lane=main,
         spans=digest.spans + len(tree.open),
         steps=len(digest.steps.get(main, Spans())) + _open(tree, "step", main),
+        iterations=digest.iterations(main) + _open(tree, "step", main),
         epochs=len(digest.epochs.get(main, Spans())) + _open(tree, "epoch", main),
         duration_ns=run_ns,
         progress=how_far,
@@ -140,35 +152,50 @@ def report(tree: Tree) -> Report:
 
 
 def _main(tree: Tree) -> tuple[int, int, Span | None]:
-    """The lane of the first engine that ran on its own, how long it ran in ns, and its last run."""
-    first = _first_run(tree)
-    if first is None:
+    """The lane of the main engine, how long it ran in ns, and its last run.
+
+    Of the engines that ran on their own, not in another's handler, it is the one that means to run
+    for the most epochs, then iterations, then the one that ran longest: so neither a validation
+    before the training nor a test after it is taken for the training.
+    """
+    found = {lane: _root_runs(tree, lane) for lane in _lanes_with_roots(tree)}
+    if not found:
         group = next(iter(tree.digest.groups.all), None)
         return (group.lane if group is not None else 0), 0, None
-    main = first.lane
-    running = [s for s in open_spans(tree) if s.kind == "run" and s.lane == main and not s.parent]
-    ended = tree.digest.runs.get(main, Spans())
+    main = max(found, key=lambda lane: (*_plan(tree, found[lane][1]), found[lane][0], -lane))
+    return main, *found[main]
+
+
+def _lanes_with_roots(tree: Tree) -> set[int]:
+    ended = {lane for lane, runs in tree.digest.runs.items() if (runs.parent.values == 0).any()}
+    return ended | {s.lane for s in open_spans(tree) if s.kind == "run" and not s.parent}
+
+
+def _root_runs(tree: Tree, lane: int) -> tuple[int, Span | None]:
+    """How long a lane's runs of its own lasted in all, in ns, and the last of them."""
+    running = [s for s in open_spans(tree) if s.kind == "run" and s.lane == lane and not s.parent]
+    ended = tree.digest.runs.get(lane, Spans())
     roots = np.flatnonzero(ended.parent.values[: len(ended)] == 0)
     run_ns = int((ended.end.values[roots] - ended.start.values[roots]).sum())
     run_ns += sum(run.took_ns(tree.now_ns) for run in running)
     if running:
-        return main, run_ns, running[-1]
-    return main, run_ns, tree.span(int(ended.number.values[roots[-1]])) if len(roots) else None
+        return run_ns, running[-1]
+    return run_ns, tree.span(int(ended.number.values[roots[-1]])) if len(roots) else None
 
 
-def _first_run(tree: Tree) -> Span | None:
-    for number in tree.children(0).tolist():
-        span = tree.span(number)
-        if span is not None and span.kind == "run":
-            return span
-    return None
+def _plan(tree: Tree, run: Span | None) -> tuple[int, int]:
+    """For how many epochs and iterations a run was meant."""
+    plan = tree.meta.runs.get(run.number, {}) if run is not None else {}
+    epochs, length = count_of(plan.get("max_epochs")) or 0, count_of(plan.get("epoch_length")) or 0
+    return epochs, count_of(plan.get("max_iters")) or epochs * length
 
 
 def _state(tree: Tree, last: Span | None) -> str:
     """What has become of the run."""
     if last is None:
         return "running" if tree.open.alive else "empty"
-    if not last.end_ns:
+    roots = (span for span in open_spans(tree) if span.kind == "run" and not span.parent)
+    if not last.end_ns or (tree.open.alive and any(roots)):  # a test after the training, say
         return {True: "running", False: "died", None: "unknown"}[tree.open.alive]
     return "ended" if last.flags & Flag.CUT else "finished"
 
@@ -197,12 +224,13 @@ def _phases(tree: Tree, main: int) -> dict[str, Stats]:
 def _handlers(tree: Tree, main: int, run_ns: int) -> dict[str, Stats]:
     """Of the handlers; share: of the main engine's run."""
     mine = [group for group in tree.digest.groups.all if group.name.kind == "handler"]
-    return _named(tree, main, mine, lambda group: run_ns)
+    return _named(tree, main, mine, lambda group: run_ns, of_run=True)
 
 
 def _named(
-    tree: Tree, main: int, groups: list[Group], whole_ns: Callable[[Group], int]
-) -> dict[str, Stats]:
+    tree: Tree, main: int, groups: list[Group], whole_ns: Callable[[Group], int],
+    of_run: bool = False,
+) -> dict[str, Stats]:  # fmt: skip
     """By label, the longest in all first; engines of one name are told apart by their threads."""
     found: dict[str, Stats] = {}
     for group in sorted(groups, key=lambda group: -group.times.total):
@@ -212,7 +240,11 @@ def _named(
         label = engine_label(tree.meta.lane(main), lane, group.name.text)
         if label in found:
             label = f"{label} ({lane.thread}, lane {group.lane}, {group.name.kind})"
-        found[label] = group.times.stats(whole_ns(group))
+        stats, whole = group.times.stats(whole_ns(group)), whole_ns(group)
+        if of_run and whole:  # of steps that were not recorded, too
+            of_all = group.whole_ns(tree.digest.scale(group.lane)) / whole
+            stats = replace(stats, share=min(1.0, of_all))
+        found[label] = stats
     return found
 
 

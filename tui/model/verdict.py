@@ -41,12 +41,14 @@ class Parts:
     events_ns: int = 0
     events_in_steps_ns: int = 0
     nested: dict[str, int] = field(default_factory=dict)  #: other engines that handlers ran
+    own: dict[str, int] = field(default_factory=dict)  #: phases of the process function
+    scale: float = 1.0  #: one in so many steps was recorded; sums of all are so many times theirs
 
     @property
     def compute_ns(self) -> int:
         """The process function: steps less waiting and less handlers."""
-        whole = self.step.total_ns if self.step else 0
-        return max(0, whole - self.wait_in_steps_ns - self.events_in_steps_ns)
+        whole = (self.step.total_ns if self.step else 0) - self.wait_in_steps_ns
+        return max(0, round(whole * self.scale) - self.events_in_steps_ns)
 
 
 def parts(
@@ -55,14 +57,17 @@ def parts(
 ) -> Parts:  # fmt: skip
     """Where the time went, of spans that have ended and of those that are open now."""
     found = Parts(run_ns, step, phases, handlers, wait_in_steps_ns=tree.digest.waited_ns(main))
+    found.scale = tree.digest.scale(main)
     groups = tree.digest.groups
     for group in groups.all:
-        name, took = group.name, group.times.total
+        name, took = group.name, round(group.whole_ns(found.scale))
         if group.lane == main and name.text in FETCHING and name.kind in ("phase", "loader"):
             found.wait_ns += took
         elif group.lane == main and name.kind == "event":
             found.events_ns += took
             found.events_in_steps_ns += 0 if name.text in BETWEEN_STEPS else took
+        elif group.lane == main and name.kind == "phase":
+            found.own[name.text] = took
     for lane, runs in tree.digest.runs.items():
         if lane != main:
             engine = tree.meta.lane(lane).engine
@@ -95,24 +100,25 @@ def verdict(found: Parts, progress: Progress) -> Verdict:
         return Verdict("no step has been completed yet")
     wait, compute, nested = found.wait_ns, found.compute_ns, found.nested
     choices = {
-        "DATA-BOUND": (wait, f"waiting for data is {wait / run_ns:.0%} of the run"),
-        "COMPUTE-BOUND": (compute, f"the process function is {compute / run_ns:.0%} of the run"),
+        "DATA-BOUND": (wait, f"waiting for data is {_share(wait, run_ns)} of the run"),
+        "COMPUTE-BOUND": (compute, f"the process function is {_share(compute, run_ns)} of the run"),
     }
-    own = {n: s for n, s in found.phases.items() if ": " not in n and n not in FETCHING}
-    if own:
-        name = max(own, key=lambda name: own[name].total_ns)
-        figure = f"{choices['COMPUTE-BOUND'][1]}, {name} alone {own[name].total_ns / run_ns:.0%}"
+    if found.own:
+        name = max(found.own, key=lambda name: found.own[name])
+        figure = f"{choices['COMPUTE-BOUND'][1]}, {name} alone {_share(found.own[name], run_ns)}"
         choices["COMPUTE-BOUND"] = compute, figure
     if nested:
         engine = max(nested, key=lambda engine: nested[engine])
         part = nested[engine]
-        choices["VALIDATION-BOUND"] = part, f"{engine} is {part / run_ns:.0%} of the run"
+        choices["VALIDATION-BOUND"] = part, f"{engine} is {_share(part, run_ns)} of the run"
     rest = found.events_ns - sum(nested.values())  # handlers, less the engines that they ran
     if found.handlers and rest > 0:
-        slow = {n: s for n, s in found.handlers.items() if s.total_ns <= rest * 1.05}
-        name = max(slow, key=lambda name: slow[name].total_ns, default="")
+        slow = {n: s for n, s in found.handlers.items() if s.share * run_ns <= rest * 1.05}
+        name = max(slow, key=lambda name: slow[name].share, default="")
         if name:
-            figure = f"handlers are {rest / run_ns:.0%} of the run, {name} {slow[name].share:.0%}"
+            figure = (
+                f"handlers are {_share(rest, run_ns)} of the run, {name} {slow[name].share:.0%}"
+            )
             choices["HANDLER-BOUND"] = rest, figure
     word = max(choices, key=lambda word: choices[word][0])
     part, figure = choices[word]
@@ -124,6 +130,11 @@ def verdict(found: Parts, progress: Progress) -> Verdict:
     return Verdict(
         f"{word}: {figure}{of_step}", _drift(step, found.phases), _what_if(found, progress)
     )
+
+
+def _share(part: float, whole: float) -> str:
+    """In percent; of a damaged journal never more than all."""
+    return f"{min(1.0, part / whole):.0%}"
 
 
 def _drift(step: Stats, phases: dict[str, Stats]) -> str:

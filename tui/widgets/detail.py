@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from firetrace.tracer.journal import Flag
 from firetrace.tui.feed import Snapshot
-from firetrace.tui.format import count, duration, printable
+from firetrace.tui.format import LONGEST, clip, count, duration, printable
 from firetrace.tui.model.tree import Span
 from firetrace.tui.widgets.palette import colours
 
@@ -33,7 +33,8 @@ class Detail(VerticalScroll):
     def __init__(self) -> None:
         super().__init__(id="detail")
         self.border_title = "Span"
-        self._notes: tuple[int, list[dict[str, Any]]] = 0, []
+        self._noted: tuple[object, int, int] = None, 0, 0  # of which span
+        self._notes: list[dict[str, Any]] = []
         self.text = ""  #: what it shows, for the clipboard
 
     def compose(self) -> ComposeResult:
@@ -45,14 +46,15 @@ class Detail(VerticalScroll):
         if span is None:
             self.query_one("#facts", Static).update("")
             return
-        if self._notes[0] != span.number or not span.end_ns:
-            self._notes = span.number, snapshot.tree.pages.notes(span.number)
+        wanted = snapshot.tree.pages, span.number, span.end_ns
+        if self._noted != wanted:  # what ends has more to say
+            self._noted, self._notes = wanted, snapshot.tree.pages.notes(span.number)
         own, text = colours(), Text()
-        text.append(printable(snapshot.tree.label(span)) + "\n", "bold")
-        for name, value in facts(snapshot, span, self._notes[1]):
+        text.append(clip(snapshot.tree.label(span), LONGEST) + "\n", "bold")
+        for name, value in facts(snapshot, span, self._notes):
             text.append(f"{printable(name)}  ", own.dim)
-            text.append(printable(value) + "\n")
-        for note in self._notes[1]:
+            text.append(clip(value, LONGEST) + "\n")
+        for note in self._notes:
             if note.get("type") == "exception":
                 text.append("\n" + printable(said(note)) + "\n", f"bold {own.error}")
                 trace = str(note.get("exception.stacktrace") or "")

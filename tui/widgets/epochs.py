@@ -52,7 +52,7 @@ class EpochsTable(RowsTable):
         )  # fmt: skip
         text, done, edge = Text(no_wrap=True), 0, 0
         for ns, colour in parts:
-            done += ns
+            done = min(done + ns, longest)
             cells = round(done / max(1, longest) * (self.name_cells - 1)) - edge
             if cells > 0:
                 text.append("█" * cells, colour)

@@ -65,10 +65,14 @@ class Headline(Widget):
 
     def _second(self, snapshot: Snapshot, width: int) -> Text:
         report, own = snapshot.report, colours()
-        trouble = snapshot.hanging or snapshot.notice or next(iter(report.exceptions), "")
+        trouble = snapshot.hanging or snapshot.notice
+        if not trouble and report.exceptions and report.state in ("died", "ended", "unknown"):
+            trouble = report.exceptions[-1]
         if trouble:
             return Text(clip(f"✖ {trouble}", width), own.error)
-        more = [each for each in (report.drift, report.what_if, *report.notes) if each]
+        errors = len(report.exceptions)  # which the program caught: it goes on
+        caught = f"{errors} error{'s' if errors > 1 else ''} (e)" if errors else ""
+        more = [each for each in (caught, report.drift, report.what_if, *report.notes) if each]
         word, colon, rest = report.verdict.partition(":")
         line = Text.assemble(("▲ " if colon else "  ", own.warning))
         line.append(clip(word + colon, width - 2), _alert(own) if colon else own.dim)
@@ -97,7 +101,7 @@ def _progress(snapshot: Snapshot, room: int) -> Text:
     if progress.epoch_length:
         iteration = max(0, iteration - max(0, progress.epoch - 1) * progress.epoch_length)
         whole = progress.epoch_length
-    done = f" {count(iteration)}" + (f"/{count(whole)}" if whole else "")
+    done = f" {count(iteration)}/{count(whole)}" if whole else f"  iteration {count(iteration)}"
     if report.state == "running":
         # To the second: digits that change at every look are no information.
         eta = None if progress.eta_ns is None else round(progress.eta_ns, -9)

@@ -39,12 +39,13 @@ class HeatStrip(Widget, can_focus=True):
     def render(self) -> Text:
         """The line."""
         text = Text(no_wrap=True, overflow="crop", end="")
+        if self._heat.steps is not self._steps:  # another run's
+            self._heat, self._cells, self._looked_at = Heat(self._steps), [], (None, 0)
+            self.set_reactive(HeatStrip.at, -1)
         if self.snapshot is None or self.snapshot.report.step is None:
             return text
         own, usual = colours(), self.snapshot.report.step.p50_ns
         legend = self._legend()
-        if self._heat.steps is not self._steps:
-            self._heat = Heat(self._steps)
         wanted = self.snapshot, self.size.width - len(LABEL) - len(legend) - 1
         if wanted != self._looked_at:
             self._looked_at = wanted

@@ -31,6 +31,7 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.worker import get_current_worker
 
 from firetrace.tui.child import Child
 from firetrace.tui.format import printable
@@ -291,11 +292,10 @@ class OutputPane(ScrollView, can_focus=True):
 
     def __init__(self, child: Child, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.border_title = "Output"
+        self.border_title = "Output · q leaves the app: then keys go to the program"
         self.following = True
         self._child = child
-        columns, rows = os.get_terminal_size(child.fileno())
-        self._size_wanted = Size(columns, rows)
+        self._size_wanted = Size(*os.get_terminal_size(child.fileno()))
         self._newest = self._shown = Printed()
         self._leaving, self._left = threading.Event(), threading.Event()
 
@@ -310,18 +310,22 @@ class OutputPane(ScrollView, can_focus=True):
 
     @work(thread=True, exclusive=True)
     def _read_on(self) -> None:
+        worker, child = get_current_worker(), self._child
+        emulator = Emulator(*self._size_wanted, child.write)
         try:
-            self._read()
+            if self._read(emulator):
+                self.post_message(self.Ended(child.wait()))
+            # What the program left in the background may still print, and must not wait.
+            while child.held and not (self._leaving.wait(PERIOD_S) or worker.is_finished):
+                self._read(emulator)
         finally:
             self._left.set()
 
-    def _read(self) -> None:
-        """Read until the program or the app ends (in a thread of its own)."""
-        child, size = self._child, self._size_wanted
-        emulator = Emulator(size.width, size.height, child.write)
+    def _read(self, emulator: Emulator) -> bool:
+        """Read until the program ends (True) or the app does, in a thread of its own."""
+        child, size = self._child, Size(emulator.columns, emulator.lines)
         pending, skipped = bytearray(), 0
-        due = time.monotonic()
-        leaving = False
+        due, leaving = time.monotonic(), False
         while not leaving:
             new = child.read(max(0.0, due - time.monotonic()) if pending else PERIOD_S)
             pending += new or b""
@@ -348,14 +352,17 @@ class OutputPane(ScrollView, can_focus=True):
             self.post_message(self.Changed())
             now = time.monotonic()
             due = now + max(PERIOD_S, REST * (now - began))
-        if new == b"":
-            self.post_message(self.Ended(child.wait()))
+        return new == b""
 
     def last_lines(self, n: int) -> list[str]:
         """The last lines as plain text, safe to print; also after the app has left."""
         return ["".join(printable(text) for text, _ in line) for line in self._newest.lines[-n:]]
 
     # What is drawn
+
+    def on_output_pane_ended(self) -> None:
+        """Nobody is there to take keys."""
+        self.border_title = "Output"
 
     def on_output_pane_changed(self) -> None:
         """Draw the newest; what is looked at stays where it is."""

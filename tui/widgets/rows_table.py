@@ -64,10 +64,13 @@ class RowsTable(DataTable[Text]):
         self._snapshot = snapshot
         if not self._fitting:
             return  # not on the screen
+        found = self.rows_of(snapshot)
         rows = {
             key: (cells[0], *(cells[1 + index] for index in self._fitting))
-            for key, cells in list(self.rows_of(snapshot).items())[:MOST_ROWS]
+            for key, cells in list(found.items())[:MOST_ROWS]
         }
+        more = len(found) > len(rows)
+        self.border_title = f"{self.PANE} · {len(rows)} of {len(found):,}" if more else self.PANE
         if list(rows) != list(self._shown):
             self._show_all(rows)
             return
@@ -78,15 +81,17 @@ class RowsTable(DataTable[Text]):
         self._shown = rows
 
     def _show_all(self, rows: dict[str, Cells]) -> None:
-        keys = list(self._shown)
-        selected = keys[self.cursor_row] if self.cursor_row < len(keys) else None
+        keys, row = list(self._shown), self.cursor_row
+        selected = keys[row] if row < len(keys) else None
         top = self.scroll_y
         self.clear()
         for key, cells in rows.items():
             self.add_row(*cells, key=key)
         self._shown = rows
-        if selected in rows:
-            self.move_cursor(row=list(rows).index(selected), scroll=False)
+        if selected in rows and row:  # the first row stays the first
+            now = list(rows).index(selected)
+            self.move_cursor(row=now, scroll=False)
+            top = max(0, top + now - row)  # the row stays where it is on the screen
         self.scroll_to(y=top, animate=False, immediate=True)
 
     def on_resize(self, event: events.Resize) -> None:

@@ -19,6 +19,7 @@ from textual.strip import Strip
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count
 from firetrace.tui.keys import bindings
+from firetrace.tui.model.lines import Lines
 from firetrace.tui.model.search import Matches
 from firetrace.tui.model.tree import Span
 from firetrace.tui.widgets.lines_view import AXIS_LINES, LinesView
@@ -82,6 +83,15 @@ class Timeline(LinesView):
             if newest is not None:
                 self.cursor, self.unfolded = newest
         self._lay_out()
+
+    def forget(self) -> None:
+        """Another run comes: nothing of this one is looked at any more."""
+        self._snapshot, self._lines, self._axis = None, Lines(), None
+        self.unfolded, self.cursor, self.pattern = set(), 0, ""
+        self._zoom.fit()
+        self.border_title = "Timeline"
+        self.follow()
+        self.refresh()
 
     @property
     def least(self) -> int:

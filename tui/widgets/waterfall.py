@@ -119,7 +119,7 @@ def line(
     if cut and not failed:
         style += Style(dim=True)
     mark = (UNFOLDED if place.unfolded else FOLDED) if place.folds else LEAF
-    indent = " " * min(2 * place.depth, columns.label // 2) + mark
+    indent = " " * min(2 * place.depth, columns.label // 3) + mark
     took = span.took_ns(snapshot.now_ns)
     note = note_of(snapshot, span) + place.where
     room = columns.label - len(indent)
