@@ -524,3 +524,17 @@ def test_torch_hooks_are_left_alone() -> None:
     assert not any(hooks)
     assert not torch.nn.modules.module._global_forward_hooks
     handler.close()
+
+
+def test_a_name_may_hold_what_a_path_may_not(own_folders: Path) -> None:
+    """The directory's name is made of it; the spans have it as it is."""
+    engine = plain_engine()
+    handler = TraceHandler(name="lung/left: fold 3")
+    handler.attach(engine)
+    engine.run(range(2))
+    handler.close()
+    assert handler.directory is not None
+    assert handler.directory.parent == own_folders
+    assert handler.directory.name.endswith("-lung-left-fold-3")
+    table = read_table(open_run(handler.directory).newest)
+    assert table.meta.resource["service.name"] == "lung/left: fold 3"

@@ -78,7 +78,7 @@ def begin(directory: Path | None, name: str | None) -> tuple[Path, dict[str, Any
         base.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 1000):
             suffix = "" if attempt == 1 else f"-{attempt}"
-            directory = base / f"{start}-{name}{suffix}"
+            directory = base / f"{start}-{file_name(name)}{suffix}"
             try:
                 directory.mkdir()
                 break

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firetrace.tracer.run import file_name
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import count, duration
 from firetrace.tui.model.tree import Span
@@ -59,8 +59,7 @@ def parts(snapshot: Snapshot, shown: list[Span], frame: Span | None) -> list[Par
 
 def default_path(snapshot: Snapshot) -> str:
     """Where a part goes if nothing else is said."""
-    name = re.sub(r"[^\w.-]+", "-", snapshot.path.parent.name).strip("-.") or "run"
-    return f"{name}.json.gz"
+    return f"{file_name(snapshot.path.parent.name)}.json.gz"
 
 
 def new_path(path: Path, part: Part) -> Path:

@@ -216,7 +216,8 @@ class Doing(App[str]):
             except (FiretraceError, OSError):
                 run = Run(self.shown.path.parent, (self.shown.path,))
             options = [(str(path), f"{_mark(path)} {path.stem}") for path in run.journals]
-        runs = known_runs()[::-1][:MOST_RUNS]
+        known = known_runs()[::-1]
+        runs, more = known[:MOST_RUNS], len(known) - MOST_RUNS
         options += [
             (str(run.path), f"{_mark(run.newest)} {run.name}  begun {_when(run)}") for run in runs
         ]
@@ -227,7 +228,10 @@ class Doing(App[str]):
                 self.switch_to(chosen.id)
 
         if unique:
-            box = Choice("Ranks and attempts of this run; other runs", unique, at=here)
+            title = "Ranks and attempts of this run; other runs"
+            if more > 0:
+                title += f" (the newest {MOST_RUNS} of {len(known)}: firetrace watch NAME)"
+            box = Choice(title, unique, at=here)
             self.call_from_thread(self.push_screen, box, switch)
         else:
             self.call_from_thread(self.say, "no runs are known here", 2)
