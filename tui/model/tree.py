@@ -179,8 +179,8 @@ class Tree:
             end = span.end_ns if span is not None else 1
             found = self._families[step] = self._gather(step, end or FOREVER)
             if end:
-                while len(self._ended) >= MOST_FAMILIES:
-                    del self._ended[next(iter(self._ended))]
+                if len(self._ended) >= MOST_FAMILIES:  # at once: another thread may do the same
+                    self._ended.clear()
                 self._ended[step] = found
         return found
 
@@ -260,8 +260,9 @@ class Tree:
 
     def _newest_step(self, settled_ns: int) -> int:
         ended = 0
-        for steps in self.digest.steps.values():
-            ended = max(ended, self.step_of(int(steps.number.values[-1])))
+        for steps in list(self.digest.steps.values()):  # the reader may add one meanwhile
+            for number in steps.number.values[-1:].tolist():
+                ended = max(ended, self.step_of(number))
         running = [n for n in self._open_numbers if self._is(n, "step") and self.step_of(n) == n]
         newest = max(running, default=0)
         if newest < ended:
