@@ -10,6 +10,7 @@ import json
 import os
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,21 @@ def are_spans(rows: Rows, numbers: Numbers) -> npt.NDArray[np.bool_]:
         numbers, rows["parent"], rows["flags"], rows["start"], rows["end"]
     )
     return found
+
+
+def nearest_span(look_up: Callable[[int], np.void | None], number: int) -> int:
+    """The nearest of a row and its ancestors that is a span; 0: none."""
+    while number >= FIRST_ROW:
+        row = look_up(number)
+        if row is None:
+            return 0
+        parent, _, _, flags, _, _, end, start = row.tolist()
+        if is_span(number, parent, flags, start, end):
+            return number
+        if parent >= number:
+            return 0
+        number = parent
+    return 0
 
 
 class Pages:
@@ -102,15 +118,7 @@ class Pages:
 
     def real(self, number: int) -> int:
         """The nearest of a row and its ancestors that is a span; 0: none."""
-        while number >= FIRST_ROW:
-            row = self.row(number)
-            if row is None:
-                return 0
-            parent, _, _, flags, _, _, end, start = row.tolist()
-            if is_span(number, parent, flags, start, end):
-                return number
-            number = parent if parent < number else 0
-        return 0
+        return nearest_span(self.row, number)
 
     def notes(self, number: int) -> list[dict[str, Any]]:
         """The lines of the meta file about a row: attributes, an exception, a reason, a link.

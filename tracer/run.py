@@ -151,6 +151,20 @@ class Run:
         """The journal that was begun last."""
         return self.journals[-1]
 
+    @property
+    def ranks(self) -> dict[int, Path]:
+        """The newest journal of each rank, by rank; a file that names none counts as the last."""
+        found: dict[int, Path] = {}
+        for journal in self.journals:
+            rank = rank_of(journal)
+            found[rank if rank is not None else 1 << 30] = journal
+        return dict(sorted(found.items()))
+
+    @property
+    def main(self) -> Path:
+        """The newest attempt of the lowest rank: all ranks do the same, and rank 0 logs."""
+        return next(iter(self.ranks.values()))
+
     def size_bytes(self) -> int:
         """Bytes on disk of everything in the directory."""
         return sum(f.stat().st_blocks * 512 for f in self.path.iterdir() if f.is_file())
@@ -164,6 +178,12 @@ class Run:
                 if reader.alive():
                     return True
         return False
+
+
+def rank_of(journal: Path) -> int | None:
+    """The rank of the process that wrote a journal, by its name; None where that names none."""
+    match = re.match(r"rank(\d+)", journal.name, re.ASCII)
+    return int(match[1]) if match else None
 
 
 def open_run(path: Path) -> Run:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, WEAKLY_ORDERED, Flag, Rows
-from firetrace.tracer.pages import is_span
+from firetrace.tracer.journal import ROW_BYTES, WEAKLY_ORDERED, Flag, Rows
+from firetrace.tracer.pages import nearest_span
 from firetrace.tracer.reader import JournalReader, Numbers, Position
 from firetrace.tracer.table import Table, block, places
 
@@ -180,22 +180,7 @@ def hoisted(found: Table, reader: JournalReader) -> Table:
         return found
     elsewhere = np.flatnonzero((places(numbers, parents) < 0) & (parents != 0))
     for parent in np.unique(parents[elsewhere]).tolist():
-        real = _span(reader, parent)
+        real = nearest_span(reader.row, parent)
         if real != parent:
             parents[elsewhere[parents[elsewhere] == parent]] = real
     return found
-
-
-def _span(reader: JournalReader, number: int) -> int:
-    """The nearest of a row and its ancestors that is a span; 0: none."""
-    while number >= FIRST_ROW:
-        row = reader.row(number)
-        if row is None or not row["start"]:
-            return 0
-        parent, _, _, flags, _, _, end, start = row.tolist()
-        if is_span(number, parent, flags, start, end):
-            return number
-        if parent >= number:
-            return 0
-        number = parent
-    return 0

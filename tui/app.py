@@ -18,12 +18,12 @@ from textual.containers import Horizontal
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Input, Static
+from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from firetrace.tracer.errors import FiretraceError
-from firetrace.tui.doing import Doing
 from firetrace.tui.feed import OVER, Feed, Snapshot, Waiting
+from firetrace.tui.finding import Finding
 from firetrace.tui.keys import bindings
 from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.detail import Detail
@@ -34,7 +34,6 @@ from firetrace.tui.widgets.help import Help
 from firetrace.tui.widgets.key_bar import KeyBar
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import ScalarsPane
-from firetrace.tui.widgets.search_bar import SearchBar
 from firetrace.tui.widgets.slowest import SlowestTable
 from firetrace.tui.widgets.stats_table import HandlerTable, PhaseTable
 from firetrace.tui.widgets.step_bar import StepBar
@@ -55,10 +54,9 @@ TABLES_S = 0.4
 GAUGES_S = 2.0
 #: With ``exit_when_done``: how long the end stays on the screen.
 LINGER_S = 1.5
-VIEWS = ("all", "tree", "tables", "epochs")
 
 
-class WatchApp(Doing):
+class WatchApp(Finding):
     """Shows a run. Its result is None, or why it could not be read.
 
     Args:
@@ -98,7 +96,6 @@ class WatchApp(Doing):
         self._paused = False
         self._came_from = ""  # where to go back to when what was chosen cannot be read
         self._follows = True  # told to the reader: it may go on to another journal
-        self._pattern = ""  # what was searched for last
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
@@ -157,9 +154,10 @@ class WatchApp(Doing):
                         self.call_later(self.exit, str(error), 1)
                         return
                     self.call_later(self._go_back, str(error))
-                    found, self._switched = None, False
-                    if self._leaving.wait(PERIOD_S):
-                        return
+                    while not self._switched:
+                        if self._leaving.wait(PERIOD_S):
+                            return
+                    continue
                 if found is not None:
                     self.post_message(self.Read(found))
                 if isinstance(found, Snapshot) and found.tree.open.alive:
@@ -188,8 +186,8 @@ class WatchApp(Doing):
         self._came_from = str(self.shown.path) if self.shown is not None else self._came_from
         self._name, self._switched = name, True
         self.shown = self._held = None
-        self._paused, self._pattern = False, ""
-        self._close_search()
+        self._paused, self.pattern = False, ""
+        self.close_search()
         self.timeline.forget()
         self._show_mode()
 
@@ -306,19 +304,9 @@ class WatchApp(Doing):
         detail.display = not detail.display
         self.on_timeline_moved()
 
-    def _go_to(self, number: int, unfold: bool = True) -> None:
-        if self.shown is None:
-            return
-        if not self.screen_stack[0].has_class("view-all"):
-            self._set_view("tree")
-        if unfold:
-            self.timeline.unfolded = self.timeline.unfolded | {number}
-        self.timeline.go_to(number)
-        self.timeline.focus()
-
     def on_span_chosen(self, message: SpanChosen) -> None:
         """Go to it in the tree."""
-        self._go_to(message.number)
+        self.go_to(message.number)
 
     # Keys
 
@@ -334,7 +322,7 @@ class WatchApp(Doing):
         """Follow the newest step again."""
         if self._paused:
             self.action_pause()
-        self._close_search()
+        self.close_search()
         self.timeline.follow()
         self.timeline.focus()
 
@@ -344,73 +332,19 @@ class WatchApp(Doing):
             below = self.screen_stack[0].query_one("#lower")
             await self.screen_stack[0].mount(EpochsTable(id="epochs"), ScalarsPane(), before=below)
             self._show_tables()
-        main = self._set_view(view)
+        main = self.set_view(view)
         first = {"tables": "#phases", "epochs": "#epochs"}.get(view, "#timeline")
         self.call_after_refresh(main.query_one(first).focus)
-
-    def _set_view(self, view: str) -> Screen[Any]:
-        main = self.screen_stack[0]
-        for each in VIEWS:
-            main.set_class(each == view, f"view-{each}")
-        return main
 
     def action_short(self) -> None:
         """Hide longer spans too; at last none."""
         hidden = self.timeline.hide_more()
         self.notify(hidden or "hidden: events on which nothing ran", timeout=2)
 
-    def action_error(self, direction: int) -> None:
-        """Go to the next or previous error."""
-        if not self.timeline.next_error(direction):
-            self.notify("no error further on" if direction > 0 else "no error before", timeout=2)
-
-    def action_slowest(self) -> None:
-        """Go to the slowest step; from one of the slowest to the next slowest."""
-        if self.shown is None or not self.shown.report.slowest_steps:
-            return
-        numbers = [step.number for step in self.shown.report.slowest_steps]
-        here = self.timeline.cursor
-        browsing = not self.timeline.following and here in numbers
-        self._go_to(numbers[(numbers.index(here) + 1) % len(numbers)] if browsing else numbers[0])
-
-    async def action_search(self) -> None:
-        """Type what to look for."""
-        if not self.screen_stack[0].query(SearchBar):
-            await self.screen_stack[0].mount(SearchBar(), before=self.main(KeyBar))
-        bar = self.main(SearchBar)
-        bar.display = True
-        bar.value = self._pattern
-        bar.focus()
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter as it is typed."""
-        if isinstance(event.input, SearchBar) and event.input.display:
-            self._pattern = event.value
-            self.timeline.search(event.value)
-
-    def on_search_bar_left(self, message: SearchBar.Left) -> None:
-        """Back to the tree, or to the list of what matches."""
-        self._close_search(message.keep)
-        self.timeline.focus()
-
-    def _close_search(self, keep: bool = False) -> None:
-        for bar in self.screen_stack[0].query(SearchBar):
-            bar.display = False
-        if not keep:
-            self.timeline.search("")
-
-    def action_match(self, direction: int) -> None:
-        """Go to the next or previous match."""
-        if not self._pattern:
-            self.notify("nothing has been searched for: / does", timeout=2)
-        elif not self.timeline.next_match(self._pattern, direction):
-            where = "further on" if direction > 0 else "before"
-            self.notify(f"no match {where}", timeout=2)
-
     def action_leave(self) -> None:
         """Leave the filter, or the detail."""
         if self.timeline.pattern:
-            self._close_search()
+            self.close_search()
         else:
             for detail in self.screen_stack[0].query(Detail):
                 detail.display = False

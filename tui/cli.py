@@ -221,9 +221,7 @@ def _find(arguments: argparse.Namespace) -> Run:
 
 def newest(run: Run) -> Path:
     """The newest attempt of a run's lowest rank, as the app shows it; the others are named."""
-    from firetrace.tui.feed import journal_to_show
-
-    chosen = journal_to_show(run)
+    chosen = run.main
     others = len(run.journals) - 1
     if others:
         sys.stderr.write(

@@ -14,7 +14,7 @@ from pathlib import Path
 from firetrace.tracer.errors import FiretraceError, RunNotFoundError
 from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES, Header
 from firetrace.tracer.pages import Pages
-from firetrace.tracer.run import Run, base_directory, find_run, open_run
+from firetrace.tracer.run import base_directory, find_run, open_run, rank_of
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 from firetrace.tui.model.digest import Digest
@@ -107,7 +107,7 @@ class Feed:
         """Open the run's newest journal; False while there is none."""
         try:
             run = find_run(self._name)
-            self._source = Source(journal_to_show(run), len(ranks_of(run)))
+            self._source = Source(run.main, len(run.ranks))
         except FiretraceError as error:
             if self._is_to_come(error):
                 return False
@@ -173,12 +173,12 @@ class Feed:
                 run = newer if newer.alive() else run
         except (FiretraceError, OSError):
             return  # removed while it is shown: what was read stays on the screen
-        newest = journal_to_show(run)
+        newest = run.main
         given_as_file = self._name is not None and Path(self._name).is_file()
         if newest == self._source.path or newest in self._journals or given_as_file:
             return
         try:
-            source = Source(newest, len(ranks_of(run)))
+            source = Source(newest, len(run.ranks))
         except FiretraceError:
             return
         self.close()
@@ -253,23 +253,3 @@ class Source:
         except FiretraceError:
             return REPLACED
         return "" if same and head.seed == self.stream.reader.header.seed else REPLACED
-
-
-def rank_of(journal: Path) -> int | None:
-    """The rank that wrote a journal, by its name."""
-    text = journal.stem.partition(".")[0].removeprefix("rank")
-    return int(text) if text.isdecimal() and text.isascii() else None
-
-
-def ranks_of(run: Run) -> dict[int, Path]:
-    """The newest journal of each rank, by rank; a file that names none counts as the last."""
-    found: dict[int, Path] = {}
-    for journal in run.journals:
-        rank = rank_of(journal)
-        found[rank if rank is not None else 1 << 30] = journal
-    return dict(sorted(found.items()))
-
-
-def journal_to_show(run: Run) -> Path:
-    """The newest attempt of the lowest rank: all ranks do the same, and rank 0 logs."""
-    return next(iter(ranks_of(run).values()))

@@ -25,9 +25,10 @@ import numpy as np
 
 from firetrace.exporters.chrome.columns import CHUNK, Columns, encoded
 from firetrace.exporters.chrome.counters import Counters
-from firetrace.exporters.chrome.tracks import Kinds, Tracks, rank_of
+from firetrace.exporters.chrome.tracks import Kinds, Tracks
 from firetrace.exporters.chrome.values import safe, shown
 from firetrace.exporters.files import whole_file
+from firetrace.tracer.run import rank_of
 from firetrace.tracer.table import Table
 
 __all__ = ["export_chrome", "pieces", "safe", "shown", "too_large", "uncompressed_bytes"]
@@ -94,7 +95,7 @@ def pieces(
     base, done, last = None, 0, None
     for block in blocks:
         if last is None:
-            pid = rank_of(block) + 1  # Perfetto takes process 0 for the idle task
+            pid = (rank_of(block.path) or 0) + 1  # Perfetto takes process 0 for the idle task
             kinds = Kinds()
             tracks, counters = Tracks(pid, kinds), Counters(pid, kinds)
             columns = Columns(pid, tracks.tids)

@@ -7,7 +7,6 @@ block to block is bounded: the spans that enclose a lane's last one, and some nu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -20,6 +19,7 @@ from firetrace.exporters.chrome.values import safe, shown
 from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import MAX_LANES, MAX_NAMES, Flag, Lane, Name
 from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.run import rank_of
 from firetrace.tracer.table import Table
 
 FAILED = int(Flag.ERROR | Flag.CUT)
@@ -71,12 +71,6 @@ def line(phase: str, pid: int, at_ns: int | None = None, **fields: Any) -> str:
     return f',\n{{"ph":"{phase}",{time}{rest[1:]}'
 
 
-def rank_of(table: Table) -> int:
-    """The rank of the process that wrote a journal, from its file's name."""
-    match = re.match(r"rank(\d+)", table.path.name)
-    return int(match.group(1)) if match else 0
-
-
 def label(lane: Lane) -> str:
     """What a lane's track is called: its engine, and its thread where that is not the main one."""
     return safe(lane.engine if lane.thread == MAIN else f"{lane.engine} ({lane.thread})")
@@ -102,7 +96,7 @@ class Tracks:
     def head(self, table: Table) -> str:
         """What the file begins with."""
         run = safe(str(table.meta.resource.get("ignite.run.id") or table.path.parent.name))
-        rank = rank_of(table)
+        rank = rank_of(table.path) or 0
         name = line("M", self._pid, tid=0, name="process_name", args={"name": f"rank {rank} {run}"})
         order = {"sort_index": rank}
         index = line("M", self._pid, tid=0, name="process_sort_index", args=order)

@@ -48,7 +48,7 @@ class Report:
     run: str
     path: str
     state: str  #: running, finished, ended (cut short, by the program itself), died, unknown
-    engine: str  #: the main engine: the one that began first
+    engine: str  #: the main engine: the one that means to run longest
     main_lane: int  #: its lane in the journal
     spans: int
     steps: int  #: that were recorded
