@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types/firetrace
 
-.PHONY: help env demo test test-backends lint types imports versions format bench ci clean
+.PHONY: help env demo test test-backends lint types imports versions format audit bench torture ci clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
+
+# Holds for what builds firetrace, too; newer versions of pip look for that in the second one.
+PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt
 
 # Installed again only when what it is made from has changed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PINNED) $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 env: $(READY) ## make the environment in .venv
@@ -66,10 +69,23 @@ versions: $(addprefix build/ignite/,$(IGNITES)) ## test the recording with every
 			tests/test_ignite.py tests/test_handler.py tests/test_own_spans.py || exit 1; \
 	done
 
+# It has an environment of its own: what it depends on is none of ours.
+AUDIT := build/audit
+$(AUDIT)/.ready:
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-compile pip-audit==2.10.1
+	touch $@
+
+audit: $(AUDIT)/.ready ## ask for known vulnerabilities of what is pinned
+	$(PYTHON) .ci/audit $(AUDIT)/bin/pip-audit constraints.txt
+
 bench: $(READY) ## measure against the peers; prints ratios
 	$(BIN)/python -m bench
 
-ci: lint types imports test versions test-backends ## everything that must hold
+torture: $(READY) ## kills, full disks, bad journals, faults of its own: counts what goes wrong
+	$(BIN)/python -m torture $(TORTURE)
+
+ci: lint types imports audit test versions test-backends ## everything that must hold
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

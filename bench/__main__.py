@@ -117,10 +117,10 @@ def prepare_environment() -> None:
 
 def machine(workspace: Path) -> str:
     """What the figures were taken on."""
-    from firetrace.tracer.storage import MAPPABLE, file_system
+    from firetrace.tracer.storage import can_be_mapped, mount_of
 
-    kind = file_system(workspace)
-    way = "mapped" if kind in MAPPABLE else "by pwrite"
+    kind, _ = mount_of(workspace)
+    way = "mapped" if can_be_mapped(workspace) else "by pwrite"
     versions = []
     for package in PACKAGES:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,11 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         path = Path(os.path.realpath(path))  # a link stays one
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    part = path if as_it_is else path.with_name(path.name + ".part")
+    # A name that nobody knows, and made anew: what has been put there is not written through.
+    random = f"{path.name[:40]}.{secrets.token_hex(4)}.part"
+    part = path if as_it_is else path.with_name(random)
     try:
-        with open(part, "wb") as file:
+        with open(part, "wb" if as_it_is else "xb") as file:
             yield file
         if not as_it_is:
             os.replace(part, path)

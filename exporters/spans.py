@@ -30,7 +30,8 @@ from opentelemetry.trace.status import Status, StatusCode
 from firetrace.exporters.batches import attribute_bytes, batches
 from firetrace.tracer.ids import Row, span_id, span_ids
 from firetrace.tracer.journal import Flag, Header
-from firetrace.tracer.reader import JournalReader, Meta
+from firetrace.tracer.meta import Meta
+from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, Places, TraceIds, trace_of, traces_of
@@ -67,6 +68,8 @@ def resource(meta: Meta) -> Resource:
 #: Shapes of spans that have ended well and of which nothing more is noted: one in its parent's
 #: trace, and one that begins a trace and is linked to its parent. Others are 0.
 CHILD, ROOT = 1, 2
+#: By shape: whether such a span has a parent, and how many links.
+FORMS = {CHILD: (True, 0), ROOT: (False, 1)}
 
 
 class Plain(NamedTuple):
@@ -137,11 +140,12 @@ class SpanMaker:
             self._ids.split, table.numbers[positions], Places(*(c[positions] for c in at))
         )
         roots, scalars = at.root[positions], self._scalars
-        noted, runs, resumed = self._meta.attributes, self._meta.runs, self._meta.links
+        meta = self._meta
         for first in range(0, len(positions), 4096):
             some = slice(first, first + 4096)
             rows, numbers = table.rows[positions[some]], table.numbers[positions[some]]
             ids = span_ids(self._seed, numbers).tolist()
+            noted = {*meta.attributes.of(numbers), *meta.runs.of(numbers), *meta.links.of(numbers)}
             traces = zip(
                 anchors[some].tolist(), parts[some].tolist(), roots[some].tolist(), strict=True
             )
@@ -170,10 +174,7 @@ class SpanMaker:
                     attributes["ignite.run.id"] = self._run_id
                 events: tuple[Event, ...] = ()
                 status = UNSET
-                if (
-                    flags & TOLD or not end or number in scalars or number in noted
-                    or number in runs or number in resumed
-                ):  # fmt: skip
+                if flags & TOLD or not end or number in scalars or number in noted:
                     links += self._noted(number, attributes, scalars, kind, end, flags)
                     events, status = _failure(table, number, flags, attributes, end)
                     size += attribute_bytes(attributes) + sum(
@@ -211,10 +212,11 @@ class SpanMaker:
                 found = part << 32 | anchor
             parent_trace[~inside & (parents == parent)] = found
         meta = self._meta
-        noted = [*meta.attributes, *meta.runs, *meta.links, *self._scalars]
+        noted = [meta.attributes.rows(), meta.runs.rows(), meta.links.rows()]
+        noted.append(np.array([*self._scalars], np.uint32))
         fine = (
             (rows["flags"] & TOLD == 0) & (rows["end"] != 0) & (parents != 0)
-            & ~np.isin(numbers, noted)
+            & ~np.isin(numbers, np.concatenate(noted))
         )  # fmt: skip
         shape = np.where(fine, np.where(trace == parent_trace, CHILD, ROOT), 0)
         return Plain(shape, self._trace_ids(trace, at), self._trace_ids(parent_trace, at))

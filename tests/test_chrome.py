@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ from firetrace.exporters.chrome.export import (
     uncompressed_bytes,
 )
 from firetrace.tracer.journal import FIRST_ROW, ROW_DTYPE, Flag, Header, Lane, Name
-from firetrace.tracer.reader import Meta
+from firetrace.tracer.meta import Meta
 from firetrace.tracer.run import open_run
 from firetrace.tracer.stream import blocks
 from firetrace.tracer.table import Table, read_table
@@ -306,8 +307,11 @@ def stepping(count: int, every_ns: int = 1000) -> Table:
 
 
 def invented(rows: Any, numbers: Any, names: dict[int, Name] | None = None) -> Table:
-    """A table that nobody recorded."""
-    meta = Meta(Path("none"))
+    """A table that nobody recorded; ``say`` notes something on its rows."""
+    with tempfile.NamedTemporaryFile(suffix=".meta.jsonl") as file:
+        meta = Meta(Path(file.name))
+        meta.poll()  # it holds the file now
+        meta.path = Path(f"/proc/self/fd/{meta._lines._fd}")
     meta.names = names or {
         0: Name("run", "run"), 1: Name("step", "step"), 2: Name("phase", "get_batch"),
         3: Name("scalar", "loss"),
@@ -317,6 +321,13 @@ def invented(rows: Any, numbers: Any, names: dict[int, Name] | None = None) -> T
     return Table(
         Path("none/rank2.1.rows"), header, meta, numbers, rows, rows[:0], 0, False, 2 * 10**18
     )
+
+
+def say(table: Table, type: str, **fields: Any) -> None:
+    """Add a line to what is known of an invented table."""
+    with table.meta.path.open("a") as file:
+        file.write(json.dumps({"type": type, **fields}) + "\n")
+    table.meta.poll()
 
 
 @pytest.mark.parametrize("count", [1, MOST, MOST + 1, 50_000])
@@ -506,9 +517,10 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     rows["parent"][1:] = numbers[:-1]
     table = invented(rows, numbers, names)
     table.meta.lanes[0] = Lane(STRANGE, STRANGE)
-    table.meta.attributes[FIRST_ROW + 1] = {
+    attributes = {
         STRANGE: STRANGE, "big": 2**70, "inf": float("inf"), "list": [1.5, float("nan")],
     }  # fmt: skip
+    say(table, "attributes", row=FIRST_ROW + 1, attributes=attributes)
     path = tmp_path / "t.json"
     export_chrome(table, path)
     with PerfettoTrace(path) as trace:
@@ -662,10 +674,12 @@ def tables(draw: st.DrawFn) -> Table:
     some = st.sampled_from(numbers)
     values = st.one_of(texts, st.integers(), st.floats(), st.booleans(), st.lists(st.integers()))
     for number in draw(st.lists(some, max_size=8)):
-        table.meta.attributes[number] = draw(st.dictionaries(texts, values, max_size=3))
+        some_attributes = draw(st.dictionaries(texts, values, max_size=3))
+        say(table, "attributes", row=number, attributes=some_attributes)
     for number in draw(st.lists(some, max_size=3)):
-        table.meta.reasons[number] = "terminate"
-        table.meta.exceptions[number] = {"exception.type": "T", "exception.message": "m"}
+        say(table, "end_reason", row=number, reason="terminate")
+        failed = {"exception.type": "T", "exception.message": "m"}
+        say(table, "exception", row=number, **failed)
     return table
 
 

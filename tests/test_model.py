@@ -88,7 +88,6 @@ def assert_digest_is_right(table: Table, tree: Tree) -> None:
     assert {
         number: f"{line['exception.type']}" for number, line in table.meta.exceptions.items()
     } == {number: text.partition(":")[0] for number, text in digest.exceptions.items()}
-    assert digest.reasons == table.meta.reasons
     assert sorted(tree.open.numbers) == table.numbers[rows["end"] == 0].tolist()
 
 

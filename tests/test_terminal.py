@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -202,3 +204,17 @@ def test_whoever_ends_the_app_gets_the_terminal_back(
     terminal.until(lambda shown: "left with 124" in shown)
     assert terminal.modes().strip() == "0 1 0"
     assert training.poll() is None
+
+
+def test_it_ends_when_its_terminal_is_gone(tmp_path: Path) -> None:
+    """Also where nobody tells it so by a signal: it reads from nothing, and must not go on."""
+    ours, its = pty.openpty()
+    app = subprocess.Popen(
+        [sys.executable, "-m", "firetrace.tui.cli", "watch", str(tmp_path / "to come")],
+        stdin=its, stdout=its, stderr=its, start_new_session=True,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(its)
+    assert os.read(ours, 1)
+    os.close(ours)
+    assert app.wait(20) in (128 + signal.SIGHUP, 1)

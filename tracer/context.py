@@ -10,7 +10,7 @@ This file alone of the recording side imports OpenTelemetry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
 
@@ -28,11 +28,16 @@ class CurrentRow(trace.NonRecordingSpan):
     """OpenTelemetry's current span while an engine runs: the innermost open row, whichever it is.
 
     It is ended by the engine's events alone, and records nothing that it is told.
+
+    Args:
+        rows: that are open.
+        guarded: calls what must not fail into the training.
     """
 
-    def __init__(self, rows: OpenRows) -> None:
+    def __init__(self, rows: OpenRows, guarded: Callable[..., Any]) -> None:
         super().__init__(trace.INVALID_SPAN_CONTEXT)
         self._rows = rows
+        self._guarded = guarded
         writer = rows.writer
         self._lineage = Lineage(writer.look_up)
         self._ids = TraceIds(writer.seed, writer.split or "run", writer.traceparent)
@@ -40,6 +45,10 @@ class CurrentRow(trace.NonRecordingSpan):
 
     def get_span_context(self) -> trace.SpanContext:
         """The ids of the row that is open innermost now."""
+        found: trace.SpanContext | None = self._guarded(self._innermost)
+        return found or trace.INVALID_SPAN_CONTEXT
+
+    def _innermost(self) -> trace.SpanContext:
         rows = self._rows
         number = rows.unmuted_parent() if rows.ident else 0
         if not number:
@@ -65,10 +74,10 @@ class CurrentRow(trace.NonRecordingSpan):
         return f"{type(self).__name__}({self.get_span_context()!r})"
 
 
-def enter(rows: OpenRows) -> Callable[[], None]:
+def enter(rows: OpenRows, guarded: Callable[..., Any]) -> Callable[[], None]:
     """Make the open rows the current span. Returns what puts things back as they would be."""
     before = trace.get_current_span()
-    span = CurrentRow(rows)
+    span = CurrentRow(rows, guarded)
     own = trace.set_span_in_context(span)
     token = context.attach(own)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from firetrace.tracer.fire import CheckedFire, FireEvent
 from firetrace.tracer.hooks import TorchHooks, by_prefix
+from firetrace.tracer.moves import CORE
 from firetrace.tracer.public import FirePublicEvent, Watcher, ignore, listen
 from firetrace.tracer.recorder import Paused, Recorder
 from firetrace.tracer.recording import Recording, engine_label
@@ -31,7 +32,7 @@ log = logging.getLogger("firetrace")
 
 
 class EngineTracer:
-    """Traces one engine until ``detach``. Holds the engine weakly.
+    """Traces one engine from ``attach`` until ``detach``. Holds the engine weakly.
 
     Args:
         engine: an ignite engine.
@@ -48,9 +49,16 @@ class EngineTracer:
         self._thread = 0  # in which the engine runs now
         self._detached = False
         self._seams: list[Seam] = []
+        self._watchers = list[Watcher]()
+        self._hooks = TorchHooks(self, {}, {}, {})
+        self._output_transform: Callable[[Any], Any] | None = None
+        self._leave_context = nothing
+        self._paused: Paused | None = None  # where the run was that was interrupted
+
+    def attach(self, engine: Any) -> None:
+        """Put the seams in."""
         run = Run if hasattr(engine, Run.name) else PublicRun
         fire: type[Seam] = FireEvent
-        self._watchers = list[Watcher]()
         if not hasattr(engine, FireEvent.name):
             fire, self._watchers = FirePublicEvent, listen(engine, self)
         elif own_attribute(engine, CheckedFire.name) is None and CheckedFire.fits(engine):
@@ -59,10 +67,6 @@ class EngineTracer:
             if hasattr(engine, seam.name):
                 self._put(engine, seam)
         self._put_calls(engine)
-        self._hooks = TorchHooks(self, {}, {}, {})
-        self._output_transform: Callable[[Any], Any] | None = None
-        self._leave_context = nothing
-        self._paused: Paused | None = None  # where the run was that was interrupted
 
     def watch(self, model: Any, optimizer: Any, loss_fn: Any, output_transform: Any) -> None:
         """Record more of the engine from its next run on; see ``TraceHandler.attach``."""
@@ -76,8 +80,8 @@ class EngineTracer:
         self._put_seam(engine, kind(engine, self, own_attribute(engine, kind.name)))
 
     def _put_seam(self, engine: Any, seam: Seam) -> None:
+        self._seams.append(seam)  # first: what is in the engine must be found again
         setattr(engine, seam.name, seam.stands_in)
-        self._seams.append(seam)
 
     def _put_calls(self, engine: Any) -> None:
         """MONAI's engines call functions that they were given; some only after they are made."""
@@ -93,24 +97,19 @@ class EngineTracer:
     def detach(self) -> None:
         """Put the engine back as it was. A seam that another tool has covered stays, inert."""
         engine = self.engine_ref()
-        recorder = self.running()
-        if recorder is not None and recorder.awake and not recorder.node.inside_handler:
-            self.guarded(recorder.cut_short, "detached")  # else when its handlers have returned
+        self.guarded(self._cut_short)
         self._detached = True
         for seam in reversed(self._seams):
-            on_top = engine is not None and own_attribute(engine, seam.name) == seam.stands_in
-            seam.tracer = seam.recorder = None
-            seam.hold(None)
-            if not on_top:
-                continue
-            if seam.below is None:
-                delattr(engine, seam.name)
-            else:
-                setattr(engine, seam.name, seam.below)
+            self.guarded(take_out, engine, seam)
         if engine is not None:
-            ignore(engine, self._watchers)
+            self.guarded(ignore, engine, self._watchers)
         if not self._thread:  # else ``leave`` does this, when the run has ended
-            self._forget()
+            self.guarded(self._forget)
+
+    def _cut_short(self) -> None:
+        recorder = self.running()
+        if recorder is not None and recorder.awake and not recorder.node.inside_handler:
+            recorder.cut_short("detached")  # else when its handlers have returned
 
     def _forget(self) -> None:
         for recorder in self._recorders.values():
@@ -175,12 +174,15 @@ class EngineTracer:
             self._thread = get_ident()
             engine = self.engine_ref()
             self.guarded(self._begin, engine, recorder)
-            for seam in self._seams:
-                seam.suspended = None
-                seam.hold(engine)
+            self.guarded(self._hold, engine)
         return recorder
 
-    def join(self, recorder: Recorder, is_core: bool) -> None:
+    def _hold(self, engine: Any) -> None:
+        for seam in self._seams:
+            seam.suspended = None
+            seam.hold(engine)
+
+    def join(self, recorder: Recorder, event: Any) -> None:
         """An event comes although no run was seen to begin: tracing may have begun in its middle.
 
         Its end will not be seen either.
@@ -189,6 +191,7 @@ class EngineTracer:
         generator = getattr(engine, "_internal_run_generator", None)
         if self._thread or recorder.is_over is not None:
             return
+        is_core = str(getattr(event, "name", event)) in CORE
         if is_core if generator is None else generator.gi_running:
             recorder.begin_run(None, engine)
             recorder.is_over = partial(is_over, self.engine_ref)
@@ -213,7 +216,7 @@ class EngineTracer:
         if self.recording.settings.context and "opentelemetry.trace" in sys.modules:
             from firetrace.tracer import context  # the program uses OpenTelemetry
 
-            self._leave_context = context.enter(recorder)
+            self._leave_context = context.enter(recorder, self.recording.guarded)
 
     def _sample(self, what: str) -> Iterator[tuple[str, float]]:
         """The numbers of an iteration or an epoch. Reading an output may wait for the device."""
@@ -237,23 +240,44 @@ class EngineTracer:
     def leave(self, recorder: Recorder, error: BaseException | None) -> None:
         """A run has returned, or raised ``error``."""
         self._thread = 0
-        for seam in self._seams:
-            seam.hold(None)
+        self.guarded(self._let_go)
         self.guarded(self._hooks.remove)
         self.guarded(self._leave_context)
         self._leave_context = nothing
+        self.guarded(self._end_run, recorder, error)
+        if self._detached:
+            self.guarded(self._forget)
+
+    def _let_go(self) -> None:
         engine = self.engine_ref()
+        for seam in self._seams:
+            seam.hold(None)
         if getattr(engine, "_internal_run_generator", None) is not None:
             # Suspended. The two keep each other alive, and whoever closes the run needs the engine.
             for seam in self._seams:
                 seam.suspended = engine
+
+    def _end_run(self, recorder: Recorder, error: BaseException | None) -> None:
         if recorder.ident:
-            self._paused = self.guarded(recorder.end_run, error)
+            self._paused = recorder.end_run(error)
             recorder.sampler = None  # the recording keeps its recorders, but must not keep engines
             if recorder.base == 1:
                 self._run_ended()
-        if self._detached:
-            self._forget()
+
+
+def take_out(engine: Any, seam: Seam) -> None:
+    """Take a seam out of an engine, if it lies on top."""
+    try:
+        on_top = engine is not None and own_attribute(engine, seam.name) == seam.stands_in
+    finally:
+        seam.tracer = seam.recorder = None
+        seam.hold(None)
+    if not on_top:
+        return
+    if seam.below is None:
+        delattr(engine, seam.name)
+    else:
+        setattr(engine, seam.name, seam.below)
 
 
 def is_over(engine_ref: weakref.ref[Any]) -> bool:

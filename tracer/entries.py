@@ -17,7 +17,7 @@ from typing import Any
 from firetrace.tracer.engine import own_attribute, traces
 from firetrace.tracer.fire import FireEvent
 from firetrace.tracer.handler import TraceHandler
-from firetrace.tracer.recording import Recording, Settings, shared
+from firetrace.tracer.recording import Recording, Settings, recording
 from firetrace.tracer.seam import LegacyRun, PublicRun, Run, Seam
 
 log = logging.getLogger("firetrace")
@@ -52,13 +52,18 @@ class Entries:
         """Put the originals back and release every engine."""
         self._on = False
         for owner, name, original, ours in self._replaced:
-            if vars(owner).get(name) is ours:  # else another tool has covered it: it passes on
-                setattr(owner, name, original)
-        self._replaced.clear()
-        if self._handler is not None and self._recording is not None:
-            self._handler.close()
-            self._recording.leave()
-            self._handler = self._recording = None
+            try:
+                if vars(owner).get(name) is ours:  # else another tool has covered it: it passes on
+                    setattr(owner, name, original)
+            except Exception as error:
+                log.debug("putting %s back: %s", name, error)
+        self._replaced = []
+        handler, recording, self._handler, self._recording = (
+            self._handler, self._recording, None, None,
+        )  # fmt: skip
+        if handler is not None and recording is not None:
+            handler.close()
+            recording.guarded(recording.leave)
 
     def _entry(self, name: str, original: Any) -> Any:
         @functools.wraps(original)
@@ -84,7 +89,7 @@ class Entries:
         """Attach to an engine that is seen for the first time; whether it was."""
         if self._pid != os.getpid():  # in a forked child, its parent's recording has ended
             self._pid = os.getpid()
-            self._recording = shared(self._settings)
+            self._recording = recording(self._settings)
             self._handler = TraceHandler(self._settings.directory, name=self._settings.name)
         assert self._recording is not None
         assert self._handler is not None

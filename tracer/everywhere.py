@@ -51,10 +51,13 @@ class _Everywhere:
 
     def begin(self) -> None:
         """Replace the entries of a run, now or when ignite is imported."""
-        if ENGINE in sys.modules:
-            self._replace(sys.modules[ENGINE])
-        else:
-            sys.meta_path.insert(0, AfterImport(ENGINE, self._replace))
+        try:
+            if ENGINE in sys.modules:
+                self._replace(sys.modules[ENGINE])
+            else:
+                sys.meta_path.insert(0, AfterImport(ENGINE, self._replace))
+        except Exception as error:
+            log.warning("firetrace traces no engines (%s: %s)", type(error).__name__, error)
 
     def _replace(self, module: ModuleType) -> None:
         if self._ended:
@@ -73,8 +76,11 @@ class _Everywhere:
         self._ended = True
         if _everywhere is self:
             _everywhere = None
-        if self._entries is not None:
-            self._entries.restore()
+        try:
+            if self._entries is not None:
+                self._entries.restore()
+        except Exception as error:
+            log.warning("firetrace: putting ignite back: %s: %s", type(error).__name__, error)
 
 
 _everywhere: _Everywhere | None = None

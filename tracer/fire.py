@@ -14,7 +14,7 @@ from threading import get_ident
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from firetrace.tracer.moves import BOUNDARY, CORE, OPENS
+from firetrace.tracer.moves import BOUNDARY, OPENS
 from firetrace.tracer.seam import Seam
 from firetrace.tracer.shortcuts import GUESSED
 
@@ -99,12 +99,17 @@ class CheckedFire(Seam):
         """Fire an event, or refuse to."""
         engine = self.running_engine
         if engine is not None:
-            allowed, place = engine._allowed_events, self.places.get(id(event_name), -1)
-            if 0 <= place < len(allowed) and allowed[place] is event_name:
+            try:
+                allowed, place = engine._allowed_events, self.places.get(id(event_name), -1)
+                is_allowed = 0 <= place < len(allowed) and allowed[place] is event_name
+                if not is_allowed:
+                    for place, event in enumerate(allowed):
+                        if event is event_name:
+                            self.places[id(event)] = place
+            except Exception:
+                is_allowed = False  # perhaps; ignite's own check says
+            if is_allowed:
                 return engine._fire_event(event_name)
-            for place, event in enumerate(allowed):
-                if event is event_name:
-                    self.places[id(event)] = place
         return self.original(self.engine())(event_name)
 
 
@@ -160,7 +165,7 @@ class FireEvent(Seam):
         if recorder is None or tracer is None:
             self.original(engine)(event_name, *event_args, **event_kwargs)
             return
-        tracer.guarded(tracer.join, recorder, str(getattr(event_name, "name", event_name)) in CORE)
+        tracer.guarded(tracer.join, recorder, event_name)
         aside = tracer.guarded(recorder.step_aside)
         try:
             if not self.replaces:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.engine import EngineTracer, traces
-from firetrace.tracer.recording import Settings, shared
+from firetrace.tracer.recording import Settings, recording
 from firetrace.tracer.span import UserSpan
 from firetrace.tracer.writer import MAX_BYTES
 
@@ -107,7 +107,7 @@ class TraceHandler:
         self._settings = Settings(
             path, name, max_bytes, min_free_bytes, every, None, context, otlp, otlp_wait_s, feed
         )
-        self._recording = shared(self._settings)
+        self._recording = recording(self._settings)
         self._exporters = tuple(exporters)
         self._output_transform = output_transform
         self._stream: Stream | None = None  # what has not been exported yet
@@ -118,6 +118,7 @@ class TraceHandler:
         self._tracers = weakref.WeakKeyDictionary()
         self._leave = weakref.finalize(self, self._recording.leave)
         self._guard = threading.RLock()  # a signal handler may call close()
+        _handlers.add(self)
 
     @property
     def directory(self) -> Path | None:
@@ -150,15 +151,25 @@ class TraceHandler:
                 name; recorded as scalars in every iteration. Reading a tensor on a GPU waits for
                 the GPU. By default the handler's own.
         """
+        if not callable(getattr(engine, "run", None)):
+            raise TypeError(f"not an engine: {type(engine).__name__}")
         more = (model, optimizer, loss_fn, output_transform or self._output_transform)
         with self._guard:
-            if traces(engine, self._recording):
-                return
-            if "opentelemetry.trace" in sys.modules:  # before the run, which has better to do
-                import firetrace.tracer.context  # noqa: F401
-            tracer = EngineTracer(engine, self._recording, self._run_ended)
+            self._recording.guarded(self._attach, engine, more)
+
+    def _attach(self, engine: Any, more: tuple[Any, ...]) -> None:
+        if traces(engine, self._recording):
+            return
+        if "opentelemetry.trace" in sys.modules:  # before the run, which has better to do
+            import firetrace.tracer.context  # noqa: F401
+        tracer = EngineTracer(engine, self._recording, self._run_ended)
+        try:
             tracer.watch(*more)
+            tracer.attach(engine)
             self._tracers[engine] = weakref.ref(tracer)
+        except Exception:
+            tracer.detach()
+            raise
 
     def span(self, name: str, /, **attributes: Any) -> UserSpan:
         """Record a span of your own: ``with handler.span("augment", cases=4): ...``.
@@ -171,12 +182,15 @@ class TraceHandler:
     def detach(self, engine: Engine | None = None) -> None:
         """Put an engine (None: every one) back exactly as it was before ``attach``."""
         with self._guard:
-            engines = list(self._tracers) if engine is None else [engine]
-            for each in engines:
-                held = self._tracers.pop(each, None)
-                tracer = held() if held is not None else None
-                if tracer is not None:
-                    tracer.detach()
+            self._recording.guarded(self._detach, engine)
+
+    def _detach(self, engine: Engine | None) -> None:
+        engines = list(self._tracers) if engine is None else [engine]
+        for each in engines:
+            held = self._tracers.pop(each, None)
+            tracer = held() if held is not None else None
+            if tracer is not None:
+                tracer.detach()
 
     def close(self) -> None:
         """Detach, and close the journal unless another handler still uses it.
@@ -185,7 +199,7 @@ class TraceHandler:
         ``tracer_provider`` gets the spans, it waits up to ``otlp_wait_s`` for that.
         """
         self.detach()
-        self._leave()
+        self._recording.guarded(self._leave)
         if self._recording.ended:
             self._recording.finish_feed()
 
@@ -228,3 +242,19 @@ class TraceHandler:
                 self._export_new()
         except Exception as error:  # an exporter is the user's, its failure not the training's
             log.warning("firetrace: an exporter failed (%s: %s)", type(error).__name__, error)
+
+    def _renew_guard(self) -> None:
+        """In a forked child: who held it when that was forked is not there."""
+        self._guard = threading.RLock()
+
+
+_handlers: weakref.WeakSet[TraceHandler] = weakref.WeakSet()
+
+
+def _renew_guards() -> None:
+    for handler in list(_handlers):
+        handler._renew_guard()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_guards)

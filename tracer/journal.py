@@ -95,6 +95,7 @@ FIRST_ROW = HEADER_BYTES // ROW_BYTES
 MAX_ROW = 2**32 - 1
 MAX_NAMES = 2**16
 MAX_LANES = 2**8
+LATEST_NS = 2**62  #: the year 2116
 BYTE_ORDER_MARK = 0x01020304
 WEAKLY_ORDERED = platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686")
 
@@ -199,11 +200,13 @@ class Header:
             raise JournalError(f"{path}: damaged header (row size or byte order)")
         if window < HEADER_BYTES or window % ROW_BYTES:
             raise JournalError(f"{path}: damaged header (window size {window})")
+        if not (0 <= wall <= LATEST_NS and 0 <= mono <= LATEST_NS):
+            raise JournalError(f"{path}: damaged header (clocks)")
         try:
             text = data[HOST_OFFSET:HEADER_BYTES].rstrip(b"\0").decode(errors="replace")
             more = json.loads(text)
             host, boot_id = str(more["host"]), str(more["boot_id"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             host = boot_id = ""  # only needed for aliveness and open durations
         return cls(window, wall, mono, seed, pid, host, boot_id)
 

@@ -6,9 +6,7 @@ short under it is no more than rows that are missing.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES, ROW_DTYPE, Flag, Rows
-from firetrace.tracer.reader import JournalReader, Numbers
+from firetrace.tracer.reader import JournalReader, Numbers, next_data
 from firetrace.tracer.table import hoist
 
 #: Rows read at first; a step of a usual training has 15 to 40.
@@ -61,7 +59,6 @@ class Pages:
     def __init__(self, reader: JournalReader) -> None:
         self._fd = os.dup(reader.fileno())
         self.per_window = reader.header.window_bytes // ROW_BYTES
-        self._meta_path = reader.path.with_suffix(".meta.jsonl")
         self._close = weakref.finalize(self, os.close, self._fd)
 
     def rows(self, first: int, count: int) -> Rows:
@@ -107,6 +104,8 @@ class Pages:
                 first = stop
             if first == stop:
                 # Windows are handed out in the order of time: those after a later one are later.
+                begin = self._next_data(first * ROW_BYTES) // ROW_BYTES
+                first = max(first, begin // self.per_window * self.per_window)
                 head = self.rows(first, 1)
                 if not len(head) or head[0]["start"] > end_ns:
                     break
@@ -116,24 +115,12 @@ class Pages:
         keep = are_spans(rows, numbers)
         return (rows, numbers) if keep.all() else hoist(rows, numbers, keep)
 
+    def _next_data(self, offset: int) -> int:
+        try:
+            return next_data(self._fd, offset, os.fstat(self._fd).st_size)
+        except OSError:
+            return offset
+
     def real(self, number: int) -> int:
         """The nearest of a row and its ancestors that is a span; 0: none."""
         return nearest_span(self.row, number)
-
-    def notes(self, number: int) -> list[dict[str, Any]]:
-        """The lines of the meta file about a row: attributes, an exception, a reason, a link.
-
-        They are looked for in the whole file, which takes 0.1 s for 100 MB.
-        """
-        wanted = re.compile(rb'"row": ?%d\b' % number)
-        found = []
-        try:
-            with open(self._meta_path, "rb") as file:
-                for line in file:
-                    if wanted.search(line):
-                        note = json.loads(line)
-                        if isinstance(note, dict) and note.get("row") == number:
-                            found.append(note)
-        except (OSError, ValueError):
-            pass
-        return found

@@ -6,7 +6,7 @@ file: a mapped reader dies of SIGBUS when someone truncates it.
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import time
 import weakref
@@ -21,126 +21,25 @@ from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import (
     FIRST_ROW,
     HEADER_BYTES,
-    KINDS,
+    MAX_ROW,
     ROW_BYTES,
     ROW_DTYPE,
     WEAKLY_ORDERED,
     Flag,
     Header,
-    Lane,
-    Name,
     Rows,
     boot_id,
     written_here,
 )
-
-
-def printable(text: str) -> str:
-    """``text`` without lone surrogates, which no encoder takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _encodable(value: Any) -> Any:
-    """A JSON value with every text made ``printable``."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {key: _encodable(item) for key, item in value.items()}
-    return value
-
-
-class Meta:
-    """What the meta file says so far; ``poll`` reads what has been added since."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.resource: dict[str, Any] = {}
-        self.split = "run"  #: what is a trace
-        self.traceparent: str | None = None  #: of the program's caller
-        self.names: dict[int, Name] = {}
-        self.lanes: dict[int, Lane] = {}
-        self.runs: dict[int, dict[str, Any]] = {}  #: by row
-        self.exceptions: dict[int, dict[str, Any]] = {}  #: by row
-        self.reasons: dict[int, str] = {}  #: by row
-        self.links: dict[int, int] = {}  #: by row: the row of the run that it goes on with
-        self.attributes: dict[int, dict[str, Any]] = {}  #: by row: what the user noted
-        self.thinned: list[dict[str, Any]] = []
-        self.clocks: list[dict[str, Any]] = []
-        self.stopped: str | None = None
-        self.ended: int | None = None  #: Unix ns at which the writer closed the journal
-        self.damaged = 0  #: lines that could not be read
-        self._offset = 0
-        self._takers = {
-            "process": self._process,
-            "traces": self._traces,
-            "name": self._name,
-            "lane": self._lane,
-            "run": lambda line: self.runs.__setitem__(int(line["row"]), line),
-            "exception": lambda line: self.exceptions.__setitem__(int(line["row"]), line),
-            "end_reason": lambda line: self.reasons.__setitem__(
-                int(line["row"]), str(line["reason"])
-            ),
-            "link": lambda line: self.links.__setitem__(int(line["row"]), int(line["to"])),
-            "attributes": lambda line: self.attributes.setdefault(int(line["row"]), {}).update(
-                line["attributes"]
-            ),
-            "thin": self.thinned.append,
-            "clock": self.clocks.append,
-            "stopped": self._stopped,
-            "end": self._ended,
-        }
-
-    def poll(self) -> None:
-        """Read the lines that were completed since the last call."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        complete = data.rfind(b"\n") + 1
-        self._offset += complete
-        for text in data[:complete].splitlines():
-            try:
-                line = json.loads(text)
-                if b"\\ud" in text:  # perhaps a lone surrogate, from a file name for example
-                    line = _encodable(line)
-                taker = self._takers.get(line["type"])
-                if taker is not None:
-                    taker(line)
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-                self.damaged += 1
-
-    def lane(self, id: int) -> Lane:
-        """The engine and thread with this lane id."""
-        return self.lanes.get(id) or Lane(f"engine {id}", "")
-
-    def _process(self, line: dict[str, Any]) -> None:
-        self.resource = dict(line["resource"])
-
-    def _traces(self, line: dict[str, Any]) -> None:
-        self.split = line["split"] if line["split"] in ("epoch", "step") else "run"
-        self.traceparent = line.get("parent")
-
-    def _name(self, line: dict[str, Any]) -> None:
-        kind = line["kind"] if line["kind"] in KINDS else "span"
-        self.names[int(line["id"])] = Name(
-            kind, printable(str(line["name"])), dict(line.get("code", {}))
-        )
-
-    def _lane(self, line: dict[str, Any]) -> None:
-        self.lanes[int(line["id"])] = Lane(
-            str(line["engine"]), str(line["thread"]), int(line.get("thread_id", 0))
-        )
-
-    def _stopped(self, line: dict[str, Any]) -> None:
-        self.stopped = str(line["reason"])
-
-    def _ended(self, line: dict[str, Any]) -> None:
-        self.ended = int(line["time"])
-
+from firetrace.tracer.meta import Meta, open_file
 
 Numbers = npt.NDArray[np.uint32]
+#: Windows that were handed out and not yet written to: a thread has one.
+LONGEST_HOLE = 1024
+#: Open rows that are so close together are looked at in one read.
+AT_ONCE = 4096
+#: Of a journal whose writer is gone: windows at its end that are looked at again.
+LAST_WINDOWS = 16
 
 
 class Position(NamedTuple):
@@ -163,7 +62,7 @@ class JournalReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._fd = open_file(self.path)
         except OSError as error:
             raise JournalError(f"{self.path}: {error.strerror or error}") from error
         try:
@@ -219,17 +118,29 @@ class JournalReader:
         self._growing = self.alive() is not False
         changed = self._look_again()
         size = os.fstat(self._fd).st_size
-        windows = max(1, -(-size // self.header.window_bytes))
-        if most is not None:
-            windows, all_windows = min(windows, self._windows + most), windows
-            self.behind = windows < all_windows
-        for window in range(self._windows, windows):
-            self._filled[window] = 0
-        self._windows = max(self._windows, windows)
+        self._begin_windows(size, most)
         for window in sorted(self._filled):
-            changed |= self._read_window(window, recent_ns)
+            changed |= self._read_window(window, size, recent_ns)
+        if not self._growing:  # a copy may still be made of it; that goes on at its end
+            for window in sorted(self._filled)[:-LAST_WINDOWS]:
+                del self._filled[window]
         self.meta.poll()  # after the rows: every name that they use is there by now
         return changed
+
+    def _begin_windows(self, size: int, most: int | None) -> None:
+        """Begin the windows that are new, but no more than ``most``."""
+        whole = self.header.window_bytes
+        there = min(max(1, -(-size // whole)), MAX_ROW // self._per_window + 1)
+        window, begun = self._windows, 0
+        while window < there and (most is None or begun < most):
+            next_one = next_data(self._fd, window * whole, size) // whole
+            if next_one > window + (LONGEST_HOLE if self._growing else 0):
+                window = next_one
+                continue
+            self._filled[window] = 0
+            window, begun = window + 1, begun + 1
+        self.behind = window < there
+        self._windows = max(self._windows, window if self.behind else there)
 
     def take(self, before_ns: int | None = None, everything: bool = False) -> tuple[Rows, Numbers]:
         """Hand out the rows that will not change any more and forget them; the others stay.
@@ -280,31 +191,48 @@ class JournalReader:
 
     def _look_again(self) -> bool:
         """Read the rows that were open once more; they may have been closed in place."""
-        changed, still_open = False, []
-        for position in self._open.tolist():
-            offset = int(self._numbers[position]) * ROW_BYTES
-            row = self._one_row(offset)
-            if row is not None and row["end"]:
-                row = self._one_row(offset)  # its flags were written before the end just seen
-            if row is None:
-                continue
-            if row["end"] == 0:
-                still_open.append(position)
-            if self._rows[position] != row:
-                self._rows[position] = row
-                changed = True
-        self._open = np.array(still_open, np.int64)
-        return changed
+        at = self._open
+        if not len(at):
+            return False
+        at = at[np.argsort(self._numbers[at])]
+        # Twice: the flags of a row were written before the end that the first look saw.
+        rows, there = self._rows_now(self._numbers[at])
+        ended = there & (rows["end"] != 0)
+        rows[ended], still_there = self._rows_now(self._numbers[at[ended]])
+        there[ended] &= still_there
+        new = there & (rows != self._rows[at])
+        self._rows[at[new]] = rows[new]
+        self._open = at[there & (rows["end"] == 0)]
+        return bool(new.any())
+
+    def _rows_now(self, numbers: Numbers) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """Rows, whose numbers rise, as they stand in the file, and which of them it still has."""
+        rows, there = np.zeros(len(numbers), ROW_DTYPE), np.zeros(len(numbers), bool)
+        places, first = numbers.astype(np.int64), 0
+        while first < len(places):  # what lies close together is read at once
+            begin = int(places[first])
+            last = first + int(np.searchsorted(places[first:], begin + AT_ONCE))
+            length = (int(places[last - 1]) - begin + 1) * ROW_BYTES
+            data = os.pread(self._fd, length, begin * ROW_BYTES)
+            found = np.frombuffer(data[: len(data) // ROW_BYTES * ROW_BYTES], ROW_DTYPE)
+            offsets = places[first:last] - begin
+            known = offsets < len(found)
+            rows[first:last][known], there[first:last] = found[offsets[known]], known
+            first = last
+        return rows, there
 
     def _one_row(self, offset: int) -> np.void | None:
         data = os.pread(self._fd, ROW_BYTES, offset)
         return np.frombuffer(data, ROW_DTYPE)[0] if len(data) == ROW_BYTES else None
 
-    def _read_window(self, window: int, recent_ns: int) -> bool:
+    def _read_window(self, window: int, size: int, recent_ns: int) -> bool:
         done = self._filled[window]
         first = window * self._per_window + done
-        self._make_room(self._per_window - done)
-        slots = self._pread(first, self._per_window - done)
+        count = min((window + 1) * self._per_window, size // ROW_BYTES, MAX_ROW + 1) - first
+        if count <= 0:
+            return False
+        self._make_room(count)
+        slots = self._pread(first, count)
         starts = slots["start"]
         used = np.flatnonzero(starts)
         if WEAKLY_ORDERED:  # a start may be seen before its row: let the last ms wait
@@ -346,7 +274,8 @@ class JournalReader:
         need = self._count + count
         if need > len(self._rows):
             in_file = os.fstat(self._fd).st_size // ROW_BYTES
-            room = max(need, min(in_file + self._per_window, 2**22), self._count * 3 // 2)
+            soon = min(self._per_window, 2**13)  # another window, unless its size is absurd
+            room = max(need, min(in_file + soon, 2**22), self._count * 3 // 2)
             for attribute in ("_rows", "_numbers"):
                 old = getattr(self, attribute)
                 new = np.empty(room, old.dtype)
@@ -366,6 +295,14 @@ class JournalReader:
         return time.time_ns()
 
 
+def next_data(fd: int, offset: int, size: int) -> int:
+    """Where a file of this size has data, from an offset on: it may be one large hole."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else offset
+
+
 def _without(array: npt.NDArray[Any], stay: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """A copy without some entries; where these are few it is 10 times faster than a mask."""
     at = np.flatnonzero(stay)
@@ -382,7 +319,7 @@ def lock_is_held(path: Path) -> bool | None:
     except ImportError:
         return None
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
     except OSError:
         return None
     try:

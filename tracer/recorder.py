@@ -13,6 +13,10 @@ from firetrace.tracer.events import Events, plan_of
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.moves import ENDINGS, GET_BATCH, LOADER, RUN, STEP, Frame, Node
 from firetrace.tracer.rows import ThreadTrack
+
+# Nothing is imported when an engine runs: a fork that comes meanwhile, from another thread, has a
+# child that waits for ever where it needs the same module.
+from firetrace.tracer.traces import chosen_split
 from firetrace.tracer.writer import JournalWriter
 
 CUT, ERROR, GUESS, VOID = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS), int(Flag.VOID)
@@ -157,8 +161,6 @@ class Recorder(Events):
             self._go_on(paused, engine)
 
     def _choose_split(self, engine: Any) -> None:
-        from firetrace.tracer.traces import chosen_split
-
         self.writer.choose_split(chosen_split(*plan_of(engine)))
 
     def _go_on(self, paused: Paused, engine: Any) -> None:

@@ -171,17 +171,24 @@ class Recording:
 
     def give_up(self, error: BaseException) -> None:
         """Firetrace itself has failed: say so once, stop recording, let the training go on."""
-        with self._guard:
-            if self.ended:
-                return
-            reason = f"{type(error).__name__}: {error}"
-            where = self.directory or self.settings.directory or "the run's directory"
-            try:
-                if self.writer is not None:
-                    self.writer.note("stopped", reason=reason)
-            except Exception as second:  # the disk may be full: the log line below still comes
-                log.debug("could not note why recording stopped: %s", second)
+        try:
+            with self._guard:
+                if not self.ended:
+                    self._give_up(error)
+        except Exception:  # so has this: nothing more may come of it
+            self.ended = True
+
+    def _give_up(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        where = self.directory or self.settings.directory or "the run's directory"
+        try:
+            if self.writer is not None:
+                self.writer.note_stop(reason)
+        except Exception as second:  # the disk may be full: the log line below still comes
+            log.debug("could not note why recording stopped: %s", second)
+        try:
             log.warning("firetrace stopped recording to %s (%s); training goes on", where, reason)
+        finally:
             self.close()
 
     @property
@@ -191,22 +198,43 @@ class Recording:
 
     def close(self) -> None:
         """End the recording; what was recorded can be read."""
+        try:
+            self._close()
+        except Exception as error:
+            log.debug("closing: %s", error)
+
+    def _close(self) -> None:
         if self.inherited:
             return
         with self._guard:
-            self.forget()
-            if self.writer is not None:
+            for what, step in (
+                ("telling the recorders", self.forget),
+                ("closing what is open", self._close_tracks),
+                ("closing the journal", self._close_writer),
+                ("telling the feed", self._end_feed),
+            ):
                 try:
-                    for track in self._tracks.values():
-                        track.close(self.writer)
+                    step()
                 except Exception as error:
-                    log.debug("closing what is open: %s", error)
-                try:
-                    self.writer.close()
-                except Exception as error:
-                    log.debug("closing the journal: %s", error)
-            if self._feed is not None:
-                self._feed.end()
+                    log.debug("%s: %s", what, error)
+
+    def _close_tracks(self) -> None:
+        if self.writer is not None:
+            for track in self._tracks.values():
+                track.close(self.writer)
+
+    def _close_writer(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def _end_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.end()
+
+    def leave_behind(self) -> None:
+        """In a forked child: this stays the parent's, whose threads may hold the lock for ever."""
+        self._guard = threading.RLock()
+        self.forget()
 
     def forget(self) -> None:
         """Stop everyone from writing (in a forked child nothing else may be done)."""
@@ -229,7 +257,7 @@ def shared(settings: Settings) -> Recording:
     if settings.directory is None:
         directory, name = run.chosen()
         settings = replace(settings, directory=directory, name=settings.name or name)
-    key = None if settings.directory is None else Path(os.path.abspath(settings.directory))
+    key = None if settings.directory is None else _absolute(settings.directory)
     with _shared_guard:
         found = _shared.get(key)
         if key is None and (found is None or found.ended):
@@ -244,6 +272,23 @@ def shared(settings: Settings) -> Recording:
         if found is None or found.ended:
             found = _shared[key] = Recording(settings)
         return found.join()
+
+
+def recording(settings: Settings) -> Recording:
+    """The process's recording for these settings, as ``shared``, or one that has already ended."""
+    try:
+        return shared(settings)
+    except Exception as error:
+        ended = Recording(settings).join()
+        ended.give_up(error)
+        return ended
+
+
+def _absolute(directory: Path) -> Path:
+    try:
+        return Path(os.path.abspath(directory))
+    except OSError:  # the current folder is gone; the first event says what comes of that
+        return directory
 
 
 def close_all() -> None:
@@ -261,9 +306,14 @@ def close_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a forked child: it must not write into its parent's journal."""
+    """In a forked child: it must not write into its parent's journal.
+
+    Nor wait for a lock that was held when it was forked: who held it is not there.
+    """
+    global _shared_guard
+    _shared_guard = threading.Lock()
     for recording in list(_recordings):
-        recording.forget()
+        recording.leave_behind()
 
 
 def _close_when_child_ends() -> None:

@@ -11,6 +11,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
 
@@ -44,8 +45,9 @@ class ThreadTrack:
         now = writer.now_ns()
         for row in reversed(self.stack):
             if row:
-                if writer.text_room():
-                    writer.note("end_reason", row=row, reason="recording ended")
+                with suppress(OSError):  # where there is no room for it, the row ends all the same
+                    if writer.text_room():
+                        writer.note("end_reason", row=row, reason="recording ended")
                 self.pen.close(row, now, CUT)
         del self.stack[1:]
 

@@ -174,9 +174,12 @@ class Run:
         for journal in self.journals:
             if lock_is_held(lock_path(journal)):
                 return True
-            with JournalReader(journal) as reader:
-                if reader.alive():
-                    return True
+            try:
+                with JournalReader(journal) as reader:
+                    if reader.alive():
+                        return True
+            except FiretraceError:  # something else under a journal's name
+                continue
         return False
 
 

@@ -97,15 +97,17 @@ class Run(Seam):
         """Run the engine."""
         run = self.original(self.engine())
         tracer = self.tracer  # may be taken out while it runs
-        recorder = tracer.enter(self.runs_in_itself) if tracer is not None else None
-        if tracer is None or recorder is None:
+        if tracer is None:
+            return run(*args, **kwargs)
+        recorder = tracer.guarded(tracer.enter, self.runs_in_itself)
+        if recorder is None:
             return run(*args, **kwargs)
         try:
             result = run(*args, **kwargs)
         except BaseException as error:
-            tracer.leave(recorder, error)
+            tracer.guarded(tracer.leave, recorder, error)
             raise
-        tracer.leave(recorder, None)
+        tracer.guarded(tracer.leave, recorder, None)
         return result
 
 

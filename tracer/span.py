@@ -26,9 +26,13 @@ class UserSpan:
         self._note({key: value})
 
     def _note(self, attributes: dict[str, Any]) -> None:
-        recorder, entered = self._recorder, self._entered
-        if recorder is not None and entered is not None and recorder.ident:
-            self._recording.guarded(recorder.describe, entered[1], attributes)
+        if self._entered is not None:
+            self._recording.guarded(self._describe, self._recorder, self._entered, attributes)
+
+    @staticmethod
+    def _describe(recorder: Recorder, entered: tuple[Node, int, int], attributes: Any) -> None:
+        if recorder.ident:
+            recorder.describe(entered[1], attributes)
 
     def __enter__(self) -> UserSpan:
         recorder = self._recorder = self._recording.guarded(self._recording.innermost)

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 from firetrace.tracer.journal import FIRST_ROW, ROW_BYTES
 
 #: File systems on which a mapped page that was reserved is a page that can be written: local, on
-#: Linux, no copy on write. Elsewhere (NFS, Lustre, FUSE, btrfs, ZFS) a full disk would be SIGBUS.
-MAPPABLE = frozenset({"ext2", "ext3", "ext4", "xfs", "tmpfs"})
+#: Linux, no copy on write. Elsewhere (NFS, Lustre, FUSE, btrfs, ZFS) a full disk would be SIGBUS;
+#: on xfs a failing disk is, for a page that had been written back.
+MAPPABLE = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
+UNSAFE_OPTION = "data=journal"  # of ext4: the same
 
 _END = struct.Struct("<q")
 _COUNT = struct.Struct("<I")
@@ -36,23 +38,29 @@ class NextWindow(Protocol):
         """Rows from the first number to before the second."""
 
 
-def file_system(path: Path) -> str:
-    """The type of the file system that holds ``path`` ("" where that cannot be told)."""
+def can_be_mapped(path: Path) -> bool:
+    """Whether files in this folder can be written through a mapping, whatever the disk does."""
+    kind, options = mount_of(path)
+    return kind in MAPPABLE and UNSAFE_OPTION not in options
+
+
+def mount_of(path: Path) -> tuple[str, list[str]]:
+    """Type and options of the file system that holds ``path`` (empty where that is unknown)."""
     try:
         lines = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
-        return ""
+        return "", []
     target = str(path.resolve())
-    best, kind = "", ""
+    best, kind, options = "", "", ""
     for line in lines:
         fields = line.split(" ")
-        if len(fields) < 3:
+        if len(fields) < 4:
             continue
         mount = fields[1].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
         inside = target == mount or target.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
-            best, kind = mount, fields[2]
-    return kind
+            best, kind, options = mount, fields[2], fields[3]
+    return kind, options.split(",")
 
 
 class Pen:
@@ -166,6 +174,8 @@ def label_of(name: int, lane: int, flags: int = 0) -> int:
 
 def place_of(epoch: int, iteration: int) -> int:
     """Epoch and iteration as the 64-bit number that they are in a row."""
+    if epoch >> 32 or iteration >> 32:
+        raise OverflowError(f"epoch {epoch:,} and iteration {iteration:,} do not fit into a row")
     return epoch | iteration << 32
 
 

@@ -65,17 +65,8 @@ class Stream:
             found = self._block(rows, numbers)
             if len(found) or len(found.scalars):
                 yield found
-                self._forget(found)
             if not reader.behind:
                 return
-
-    def _forget(self, block: Table) -> None:
-        """Let go of what was noted on these spans: nobody will ask for it again."""
-        meta = self.reader.meta
-        for noted in (meta.attributes, meta.exceptions, meta.reasons):
-            if noted:
-                for number in np.intersect1d(np.array([*noted]), block.numbers).tolist():
-                    del noted[number]
 
     def rest(self) -> Table:
         """What is open and will not end any more. The last thing to ask for."""

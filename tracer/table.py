@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firetrace.tracer.journal import KINDS, Flag, Header, Lane, Name, Rows
-from firetrace.tracer.reader import JournalReader, Meta, Numbers
+from firetrace.tracer.meta import Meta
+from firetrace.tracer.reader import JournalReader, Numbers
 
 Ints = npt.NDArray[np.int64]
 UNKNOWN = Name("span", "(name lost)")
@@ -75,10 +76,7 @@ class Table:
 
     def parents(self) -> Ints:
         """Positions of the spans' parents; -1 for roots."""
-        positions = np.full(int(self.numbers[-1]) + 2 if len(self) else 1, -1, np.int64)
-        positions[self.numbers] = np.arange(len(self))
-        parents: Ints = positions[self.rows["parent"]]
-        return parents
+        return places(self.numbers, self.rows["parent"])
 
     def open_positions(self) -> Ints:
         """Positions of the spans that have no end."""

@@ -24,6 +24,7 @@ from textual.worker import get_current_worker
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tui.feed import OVER, Feed, Snapshot, Waiting
 from firetrace.tui.finding import Finding
+from firetrace.tui.format import printable
 from firetrace.tui.keys import bindings
 from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.detail import Detail
@@ -208,9 +209,10 @@ class WatchApp(Finding):
             self.main(HeatStrip).snapshot = None
             self.shown = None
             self.timeline.forget()
-            self.main(Headline).waiting = found.reason
+            reason = printable(found.reason)
+            self.main(Headline).waiting = reason
             self.screen_stack[0].query_one("#waiting", Static).update(
-                f"waiting for a run to begin\n{found.reason}"
+                f"waiting for a run to begin\n{reason}"
             )
             self.screen_stack[0].add_class("waiting")
             return

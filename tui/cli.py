@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from firetrace.tracer.errors import FiretraceError, UsageError
 
@@ -99,17 +99,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{name}: {error.strerror}" if name else str(error))
 
 
-def fail(reason: str) -> int:
-    """Say in one line what went wrong."""
+def tell(text: str) -> None:
+    """Say something in one line on stderr."""
     from firetrace.tui.format import printable
 
-    sys.stderr.write(f"firetrace: {printable(reason)}\n")
+    sys.stderr.write(f"firetrace: {printable(text)}\n")
+
+
+def fail(reason: str) -> int:
+    """Say in one line what went wrong."""
+    tell(reason)
     return 1
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong without the escape codes that a file's name may bring in by ``*``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it, and end with exit code 2."""
+        from firetrace.tui.format import printable
+
+        super().error(printable(message))
+
+
+def parser() -> Parser:
     """The command's arguments."""
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="firetrace",
         description="Shows where a training loop's time goes, while it runs.",
         epilog=EPILOG,
@@ -188,9 +203,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str, action: Callable[[argparse.Namespace], int], help: str, epilog: str = "",
-) -> argparse.ArgumentParser:  # fmt: skip
+) -> Parser:  # fmt: skip
     command = commands.add_parser(
         name, help=help, description=help[0].upper() + help[1:] + ".", epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -224,10 +239,7 @@ def newest(run: Run) -> Path:
     chosen = run.main
     others = len(run.journals) - 1
     if others:
-        sys.stderr.write(
-            f"firetrace: this is {chosen.name}; {others} more in {run.path} "
-            "(name a .rows file to see it)\n"
-        )
+        tell(f"this is {chosen.name}; {others} more in {run.path} (name a .rows file to see it)")
     return chosen
 
 
@@ -235,7 +247,6 @@ def _run(arguments: argparse.Namespace) -> int:
     import shlex
 
     from firetrace.tracer.run import unused_directory
-    from firetrace.tui.format import printable
     from firetrace.tui.launch import become, command, default_name, environment
 
     if not arguments.program:
@@ -255,8 +266,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return run_under_app(file, words, environment(directory, name), directory)
     if not arguments.quiet:
         watch = f"firetrace watch {shlex.quote(str(directory))}"
-        line = f"firetrace: recording to {directory}; see it with: {watch}"
-        sys.stderr.write(printable(line) + "\n")
+        tell(f"recording to {directory}; see it with: {watch}")
     become(file, words, environment(directory, name))
     return 0
 
@@ -282,7 +292,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print_line(json.dumps(result.as_json(), indent=2, allow_nan=False))
+        sys.stdout.write(json.dumps(result.as_json(), indent=2, allow_nan=False) + "\n")
     else:
         from firetrace.tui.text import print_report
 
@@ -292,7 +302,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _write_page(journal: Path, file: Path) -> int:
     from firetrace.exporters.files import whole_file
-    from firetrace.tui.format import printable
     from firetrace.tui.html.page import page
     from firetrace.tui.model.report import read_tree
 
@@ -302,7 +311,7 @@ def _write_page(journal: Path, file: Path) -> int:
         return 0
     with whole_file(file) as out:
         out.write(data)
-    sys.stderr.write(printable(f"firetrace: wrote {file} ({len(data) / 2**10:,.0f} KiB)") + "\n")
+    tell(f"wrote {file} ({len(data) / 2**10:,.0f} KiB)")
     return 0
 
 
@@ -314,7 +323,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     if arguments.json:
         import json
 
-        print_line(json.dumps(result.as_json(), indent=2))
+        sys.stdout.write(json.dumps(result.as_json(), indent=2) + "\n")
     else:
         from firetrace.tui.diff_text import print_diff
 
@@ -371,8 +380,10 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def print_line(text: str) -> None:
-    """Print a line that may hold names from a trace."""
-    sys.stdout.write(text + "\n")
+    """Print a line that may hold names from a trace, or of a file."""
+    from firetrace.tui.format import printable
+
+    sys.stdout.write(printable(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from firetrace.tracer.reader import Meta
+from firetrace.tracer.meta import Meta
 
 
 @dataclass(frozen=True, eq=False)

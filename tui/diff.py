@@ -372,7 +372,7 @@ def _notes(block: Table, damaged: int) -> tuple[str, ...]:
         notes.append("still running: compared is what has ended so far")
     if meta.thinned:
         notes.append(
-            f"only every {int(meta.thinned[-1].get('every', 0)):,}th step was recorded at the end: "
+            f"only every {meta.sparsest:,}th step was recorded for a time: "
             "what lies between steps weighs too much in the times a step"
         )
     if meta.stopped:

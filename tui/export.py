@@ -158,6 +158,7 @@ def export(journal: Path, arguments: argparse.Namespace) -> int:
     if not to_file:
         return _send(journal, arguments)
     from firetrace.exporters.files import is_device
+    from firetrace.tui.format import printable
 
     path = arguments.output or Path(f"{journal.parent.name}{_SUFFIXES[arguments.to]}")
     if path.exists() and any(path.samefile(each) for each in journal.parent.iterdir()):
@@ -166,7 +167,7 @@ def export(journal: Path, arguments: argparse.Namespace) -> int:
     count = _write(journal, path, arguments, chosen)
     where = "Open it in https://ui.perfetto.dev" if arguments.to == "chrome" else "OTLP JSON Lines"
     said = sys.stderr if is_device(path) else sys.stdout
-    said.write(f"{path}: {count:,} spans. {where}\n")
+    said.write(printable(f"{path}: {count:,} spans. {where}") + "\n")
     return 0
 
 
@@ -213,6 +214,7 @@ def about(journal: Path) -> int:
 def _send(journal: Path, arguments: argparse.Namespace) -> int:
     from firetrace.exporters.otlp.delivery import Cursor, Delivery
     from firetrace.exporters.otlp.sender import Sender, connect
+    from firetrace.tui.format import printable
     from firetrace.tui.progress import Reporting
 
     chosen = selection(arguments)
@@ -240,7 +242,7 @@ def _send(journal: Path, arguments: argparse.Namespace) -> int:
         done += ", the rest not sent"
     reasons = f" ({'; '.join(sent.reasons)})" if sent.reasons else ""
     if whole and not sent.rejected:
-        sys.stdout.write(f"{done}{reasons}\n")
+        sys.stdout.write(printable(f"{done}{reasons}") + "\n")
         return 0
     from firetrace.tui.cli import fail
 
@@ -268,6 +270,7 @@ def open_in_perfetto(journal: Path, arguments: argparse.Namespace) -> int:
     import tempfile
 
     from firetrace.exporters.perfetto import TracePage, offline_ui, open_browser, ssh_line
+    from firetrace.tui.format import printable
 
     name = journal.parent.name
     ui = None if arguments.online else offline_ui()
@@ -279,7 +282,7 @@ def open_in_perfetto(journal: Path, arguments: argparse.Namespace) -> int:
         arguments.to, arguments.split = "chrome", "auto"
         count = _write(journal, path, arguments, selection(arguments))
         with TracePage(path, title=name, ui=ui, port=arguments.port) as page:
-            sys.stdout.write(f"{name}: {count:,} spans, at {page.url}\n")
+            sys.stdout.write(printable(f"{name}: {count:,} spans, at {page.url}") + "\n")
             if not open_browser(page.url):
                 sys.stdout.write(
                     "No browser here. On your own machine type\n"

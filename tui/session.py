@@ -52,13 +52,14 @@ def watch(name: str | None, exit_when_done: bool = False) -> int:
         app.exit(return_code=128 + number)
 
     before = {each: signal.signal(each, leave) for each in (signal.SIGTERM, signal.SIGHUP)}
+    threading.Thread(target=_leave_without_terminal, daemon=True).start()
     try:
         problem = app.run()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if problem:
-        sys.stderr.write(f"firetrace: {problem}\n")
+        sys.stderr.write(f"firetrace: {printable(problem)}\n")
     return app.return_code or 0
 
 
@@ -103,15 +104,28 @@ def run_under_app(file: str, words: list[str], variables: dict[str, str], direct
     return shell_code(code)
 
 
+def _wait_for_hang_up() -> None:
+    """Return when the terminal is gone, which a signal tells only to those that it belongs to."""
+    terminal = select.poll()
+    terminal.register(0, 0)
+    while not terminal.poll(0):  # tells of a hang-up, but nothing wakes one who waits for it
+        time.sleep(1)
+
+
+def _leave_without_terminal() -> None:
+    """End once the terminal is gone: Textual would go on reading from it, as fast as it can."""
+    _wait_for_hang_up()
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(GONE_S)
+    os._exit(128 + signal.SIGHUP)
+
+
 def _end_without_terminal(child: Child) -> None:
     """Once the terminal is gone, see to it that the program can print, and end after it.
 
     Textual's thread that writes is dead then, and the main thread may wait for it for ever.
     """
-    terminal = select.poll()
-    terminal.register(0, 0)
-    while not terminal.poll(0):  # tells of a hang-up, but nothing wakes one who waits for it
-        time.sleep(1)
+    _wait_for_hang_up()
     with contextlib.suppress(OSError, ValueError):  # the main thread has closed it
         while child.read(1) != b"":
             pass

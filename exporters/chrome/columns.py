@@ -85,7 +85,6 @@ class Columns:
         self._long: dict[int, bytes] = {}  # what did not fit, by name id
         self._known = np.zeros(MAX_NAMES, bool)
         self._widest = 16
-        self._noted = np.empty(0, np.int64)  # rows with attributes or an exception, sorted
         self._open_from: set[tuple[int, int]] = set()  # lanes and starts of open spans
 
     def text(self, table: Table, first: int, base: int) -> bytes:
@@ -239,12 +238,9 @@ class Columns:
     def _told(self, table: Table, rows: Rows, numbers: Any) -> npt.NDArray[np.int64]:
         """Positions of the spans that have more arguments."""
         told = (rows["flags"] & TOLD) != 0
-        notes = table.meta.attributes, table.meta.exceptions
-        if sum(map(len, notes)) != len(self._noted):
-            self._noted = np.sort(np.array([row for noted in notes for row in noted], np.int64))
-        first, last = np.searchsorted(self._noted, [int(numbers[0]), int(numbers[-1]) + 1])
-        if last > first:
-            told |= np.isin(numbers, self._noted[first:last])
+        for notes in (table.meta.attributes, table.meta.exceptions):
+            if notes:
+                told |= np.isin(numbers, notes.rows())
         return np.flatnonzero(told)
 
     def _with_marks(

@@ -188,12 +188,13 @@ class Tracks:
         wanted = ((rows["flags"] & FAILED) != 0) | (rows["end"] == 0) | outer
         wanted |= codes == Kinds.ENDING
         positions = np.flatnonzero(wanted)
+        exceptions = meta.exceptions.of(table.numbers)
         for number, row, code in zip(
             table.numbers[positions].tolist(), rows[positions].tolist(),
             codes[positions].tolist(), strict=True,
         ):  # fmt: skip
             parent, name, lane, flags, _, _, end, start = row
-            exception = meta.exceptions.get(number)
+            exception = exceptions.get(number)
             if exception is not None:
                 lines.append(self._exception(exception, number, lane, end or start, base))
             reason, of, when = "", number, end

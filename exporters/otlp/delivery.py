@@ -18,7 +18,7 @@ from firetrace.exporters.otlp.sender import Sender, Sent
 from firetrace.exporters.selection import Selection, Selector
 from firetrace.exporters.spans import maker
 from firetrace.tracer.errors import FiretraceError
-from firetrace.tracer.lock import lock_path, take_lock
+from firetrace.tracer.lock import lock_path, open_own, take_lock
 from firetrace.tracer.reader import JournalReader, Position
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
@@ -62,7 +62,8 @@ class Cursor:
             CursorError: it is damaged.
         """
         try:
-            found = json.loads(self.path.read_text())
+            with open(open_own(self.path, os.O_RDONLY), encoding="utf-8") as file:
+                found = json.loads(file.read())
             if found["version"] != VERSION:
                 raise CursorError(f"{self.path}: version {found['version']} is not known here")
             if found["journal"] != self._seed:  # of one that was here before
@@ -73,7 +74,7 @@ class Cursor:
             self.sent, self.rejected = int(found["sent"]), int(found["rejected"])
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CursorError(f"{self.path}: damaged; remove it to send all again") from error
 
     def write(self, position: Position, sent: Sent, done: bool = False) -> None:
@@ -84,7 +85,9 @@ class Cursor:
             "sent": self.sent + sent.accepted, "rejected": self.rejected + sent.rejected,
         }  # fmt: skip
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(new) + "\n")
+        part.unlink(missing_ok=True)  # of one that was killed, or a link that somebody put there
+        with open(part, "x", encoding="utf-8") as file:
+            file.write(json.dumps(new) + "\n")
         os.replace(part, self.path)
 
     def close(self) -> None:

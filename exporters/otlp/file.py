@@ -20,7 +20,7 @@ import numpy.typing as npt
 from firetrace.exporters.files import whole_file
 from firetrace.exporters.otlp.encoding import otlp_json
 from firetrace.exporters.selection import Selection, Selector
-from firetrace.exporters.spans import CHILD, SpanMaker, close_open, maker
+from firetrace.exporters.spans import CHILD, FORMS, SpanMaker, close_open, maker
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
@@ -90,11 +90,11 @@ class _Lines:
             return
         plain = self._maker.plain(table)
         rows, seed = table.rows, table.header.seed
-        self._learn(table, plain.shape)
-        strange = np.flatnonzero(plain.shape == 0)
+        shapes = self._learn(table, plain.shape)
+        strange = np.flatnonzero(shapes == 0)
         others = self._encoded(table, strange) if len(strange) else iter(())
         columns = zip(
-            plain.shape.tolist(), plain.traces, plain.parent_traces,
+            shapes.tolist(), plain.traces, plain.parent_traces,
             span_ids(seed, table.numbers).tolist(), span_ids(seed, rows["parent"]).tolist(),
             rows.tolist(), strict=True,
         )  # fmt: skip
@@ -125,11 +125,16 @@ class _Lines:
     def _encoded(self, table: Table, positions: Any) -> Iterator[str]:
         """Spans that are encoded one by one."""
         end_ns = self._last_ns()
-        spans = [close_open(span, end_ns) for span in self._maker.spans(table, positions)]
-        return (_json(span) for span in _spans_of(otlp_json(spans)))
+        for first in range(0, len(positions), LINE_SPANS):
+            some = self._maker.spans(table, positions[first : first + LINE_SPANS])
+            spans = [close_open(span, end_ns) for span in some]
+            yield from (_json(span) for span in _spans_of(otlp_json(spans)))
 
-    def _learn(self, table: Table, shape: npt.NDArray[np.int64]) -> None:
-        """Make the templates that are missing, and what stands around the spans of a line."""
+    def _learn(self, table: Table, shape: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Make the templates that are missing, and what stands around the spans of a line.
+
+        Returns the shapes again, 0 for spans that are not as their shape says (damaged rows).
+        """
         kinds = shape << 24 | table.rows["name"].astype(np.int64) << 8 | table.rows["lane"]
         found, firsts = np.unique(kinds, return_index=True)
         if not self._head:
@@ -143,7 +148,11 @@ class _Lines:
             if key[2] and key not in self._templates:
                 (span,) = self._maker.spans(table, np.array([first]))
                 (encoded,) = _spans_of(otlp_json([span]))
-                self._templates[key] = _template(encoded)
+                fits = FORMS[key[2]] == ("parentSpanId" in encoded, len(encoded.get("links", ())))
+                self._templates[key] = _template(encoded) if fits else ""
+            if key[2] and not self._templates[key]:
+                shape = np.where(kinds == kind, 0, shape)
+        return shape
 
 
 def _template(span: dict[str, Any]) -> str:

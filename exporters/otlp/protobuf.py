@@ -20,7 +20,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
 from firetrace.exporters.batches import BATCH_BYTES, BATCH_SPANS
-from firetrace.exporters.spans import CHILD, ROOT, SpanMaker, close_open
+from firetrace.exporters.spans import CHILD, FORMS, ROOT, SpanMaker, close_open
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.table import Table
 
@@ -98,6 +98,7 @@ class Encoder:
         self._maker = makes
         self._around: tuple[bytes, bytes] | None = None
         self._examples: dict[tuple[int, int, int], Any] = {}
+        self._misfits: set[tuple[int, int, int]] = set()
         self._templates: dict[tuple[int, int, int, int, int], Template] = {}
 
     def batches(self, table: Table, end_ns: int | None = None) -> Iterator[Batch]:
@@ -105,7 +106,7 @@ class Encoder:
         if not len(table):
             return
         plain = self._maker.plain(table)
-        self._learn(table, plain.shape)
+        plain = plain._replace(shape=self._learn(table, plain.shape))
         assert self._around is not None
         ids = span_ids(table.header.seed, table.numbers)
         spans: list[bytes] = []
@@ -188,23 +189,33 @@ class Encoder:
         (scope_spans,) = resource_spans.scope_spans
         return [field(2, span.SerializePartialToString()) for span in scope_spans.spans]
 
-    def _learn(self, table: Table, shape: npt.NDArray[np.int64]) -> None:
-        """Take examples of the kinds of spans that are new."""
+    def _learn(self, table: Table, shape: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Take examples of the kinds of spans that are new.
+
+        Returns the shapes again, 0 for spans that are not as their shape says (damaged rows).
+        """
         kinds = shape << 24 | table.rows["name"].astype(np.int64) << 8 | table.rows["lane"]
         found, firsts = np.unique(kinds, return_index=True)
         for kind, first in zip(found.tolist(), firsts.tolist(), strict=True):
             key = kind >> 8 & 0xFFFF, kind & 0xFF, kind >> 24
+            if key in self._misfits:
+                shape = np.where(kinds == kind, 0, shape)
             if key in self._examples:
                 continue
             (resource_spans,) = encode_spans(
                 self._readable(table, np.array([first]), 0)
             ).resource_spans
             (scope_spans,) = resource_spans.scope_spans
-            (self._examples[key],) = scope_spans.spans
+            (example,) = scope_spans.spans
+            self._examples[key] = example
+            if key[2] and FORMS[key[2]] != (bool(example.parent_span_id), len(example.links)):
+                self._misfits.add(key)
+                shape = np.where(kinds == kind, 0, shape)
             self._around = (
                 field(1, resource_spans.resource.SerializePartialToString()),
                 field(1, scope_spans.scope.SerializePartialToString()),
             )
+        return shape
 
 
 def _template(example: Any, shape: int, epoch_bytes: int, iteration_bytes: int) -> Template:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 LINGER_S = 600.0
 LOG_BYTES = 256 * 1024
@@ -48,7 +49,17 @@ def _relay(journal: Path, lock: int) -> int:
     import time
     from logging.handlers import RotatingFileHandler
 
-    log_file = RotatingFileHandler(
+    from firetrace.tracer.lock import open_own
+
+    class OwnFile(RotatingFileHandler):
+        """A log file that is neither a link to another file nor a pipe, or else no log."""
+
+        def _open(self) -> Any:
+            # The mode is always "a".
+            fd = open_own(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            return open(fd, self.mode, encoding="utf-8", errors="replace")
+
+    log_file = OwnFile(
         journal.with_suffix(".otlp.log"), maxBytes=LOG_BYTES, backupCount=1, delay=True
     )
     logging.basicConfig(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -167,7 +168,13 @@ def _connection_trouble(error: Exception, request: Any) -> str:
             break
         cause = inner
     said = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return f"{request.url}: {said}"
+    return f"{bare(str(request.url))}: {said}"
+
+
+def bare(url: str) -> str:
+    """An address without the password or the key that may be in it: it is shown and logged."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def http_answer(status: int, reason: str, headers: Any, body: bytes) -> Answer:
@@ -252,7 +259,7 @@ def grpc_answer(error: Any, endpoint: str) -> Answer:
             wait = info.retry_delay.seconds + info.retry_delay.nanos / 1e9
     exhausted = code == "RESOURCE_EXHAUSTED"
     answer = Answer(
-        False, f"{endpoint}: {code} {details}".strip(),
+        False, f"{endpoint.rpartition('@')[2]}: {code} {details}".strip(),
         code in RETRYABLE_GRPC or (exhausted and wait is not None), wait,
         settings=code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"),
     )  # fmt: skip

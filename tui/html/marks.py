@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from firetrace.tracer.reader import Meta
+from firetrace.tracer.meta import Meta
 from firetrace.tui.colours import DARK, LIGHT, Colours, Palette
 from firetrace.tui.format import LONGEST, clip, printable
 

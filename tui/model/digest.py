@@ -79,7 +79,7 @@ class Digest:
     failed: Column = field(default_factory=lambda: Column(np.uint32))  #: spans with an error
     failed_parents: Column = field(default_factory=lambda: Column(np.uint32))
     exceptions: dict[int, str] = field(default_factory=dict)  #: type and message, by row number
-    reasons: dict[int, str] = field(default_factory=dict)  #: why spans were cut, by row number
+    _noted_bytes: int = 0  #: of the meta file, up to where exceptions have been looked for
     spans: int = 0
     thinned: bool = False  #: not all steps were recorded
     damaged: int = 0
@@ -97,7 +97,7 @@ class Digest:
         """
         rows, numbers = block.rows, block.numbers
         self.damaged += block.damaged
-        self._keep_notes(block)
+        self._keep_exceptions(block)
         self._add_scalars(block)
         if not len(rows):
             return
@@ -323,15 +323,22 @@ class Digest:
                 series = self.scalars.setdefault(name.text, Series())
                 series.add(found["start"], found["end"].copy().view(np.float64))
 
-    def _keep_notes(self, block: Table) -> None:
-        """A stream forgets what was noted on spans when it has handed them out."""
+    def _keep_exceptions(self, block: Table) -> None:
         meta = block.meta
-        for number, line in list(meta.exceptions.items()):
-            if number not in self.exceptions and len(self.exceptions) < MOST_EXCEPTIONS:
-                kind, message = line.get("exception.type", "?"), line.get("exception.message", "")
-                self.exceptions[number] = (f"{kind}: {message}" if message else f"{kind}")[:500]
-        if meta.reasons:
-            self.reasons.update(list(meta.reasons.items()))
+        if self._noted_bytes == meta.read_bytes:
+            return
+        for number in meta.exceptions.since(self._noted_bytes):
+            if len(self.exceptions) == MOST_EXCEPTIONS:
+                break
+            line = meta.exceptions.get(number)
+            if line is not None:
+                self.exceptions[number] = _in_short(line)
+        self._noted_bytes = meta.read_bytes
+
+
+def _in_short(exception: dict[str, Any]) -> str:
+    kind, message = exception.get("exception.type", "?"), exception.get("exception.message", "")
+    return (f"{kind}: {message}" if message else f"{kind}")[:500]
 
 
 def _top(lasted: Ints) -> Ints:

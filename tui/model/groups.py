@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from firetrace.tracer.journal import Lane, Name, Rows
-from firetrace.tracer.reader import Meta, Numbers
+from firetrace.tracer.meta import Meta
+from firetrace.tracer.reader import Numbers
 from firetrace.tracer.table import UNKNOWN as LOST
 from firetrace.tui.model.distribution import Distribution, Ints
 

@@ -289,9 +289,10 @@ def _incomplete(tree: Tree) -> tuple[OpenSpan, ...]:
 def _notes(tree: Tree) -> tuple[str, ...]:
     notes, meta = [], tree.meta
     if meta.thinned:
-        every = meta.thinned[-1].get("every")
-        which = f"every {every:,}th step" if isinstance(every, int) else "some of the steps"
-        notes.append(f"only {which} was recorded at the end (disk budget or every=N)")
+        when = "at the end" if meta.thinned[-1]["every"] == meta.sparsest else "for a time"
+        notes.append(
+            f"only every {meta.sparsest:,}th step was recorded {when} (disk budget or every=N)"
+        )
     if meta.stopped:
         notes.append(f"recording stopped before the training did: {meta.stopped}")
     if tree.digest.damaged or meta.damaged:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from firetrace.tracer.journal import KINDS, Flag, Lane, Rows
+from firetrace.tracer.meta import Meta
 from firetrace.tracer.pages import FOREVER, Pages, is_span
-from firetrace.tracer.reader import Meta, Numbers
+from firetrace.tracer.reader import Numbers
 from firetrace.tracer.table import UNKNOWN as LOST
 from firetrace.tracer.table import Table, places
 from firetrace.tui.model.digest import Digest

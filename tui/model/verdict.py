@@ -87,9 +87,13 @@ def parts(
     return found
 
 
+#: Open spans that are looked at: threads have few, a journal of nothing else has millions.
+MOST_OPEN = 1_000
+
+
 def open_spans(tree: Tree) -> list[Span]:
-    """What is open, outermost first."""
-    spans = (tree.span(number) for number in tree.open.numbers.tolist())
+    """What is open, outermost first; not all of it where that makes no sense any more."""
+    spans = (tree.span(number) for number in tree.open.numbers[:MOST_OPEN].tolist())
     return [span for span in spans if span is not None and not span.end_ns]
 
 

@@ -48,7 +48,7 @@ class Detail(VerticalScroll):
             return
         wanted = snapshot.tree.pages, span.number, span.end_ns
         if self._noted != wanted:  # what ends has more to say
-            self._noted, self._notes = wanted, snapshot.tree.pages.notes(span.number)
+            self._noted, self._notes = wanted, snapshot.tree.meta.said_of(span.number)
         own, text = colours(), Text()
         text.append(clip(snapshot.tree.label(span), LONGEST) + "\n", "bold")
         for name, value in facts(snapshot, span, self._notes):

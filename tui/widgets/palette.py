@@ -7,7 +7,7 @@ from typing import Any
 
 from textual.theme import Theme
 
-from firetrace.tracer.reader import Meta
+from firetrace.tracer.meta import Meta
 from firetrace.tui import colours as plain
 
 

@@ -171,7 +171,7 @@ def note_of(snapshot: Snapshot, span: Span) -> str:
     if span.flags & Flag.ERROR and span.number in digest.exceptions:
         return f" {digest.exceptions[span.number]}"
     if span.flags & Flag.CUT:
-        return f" (cut: {digest.reasons.get(span.number, 'no reason known')})"
+        return f" (cut: {snapshot.tree.meta.reasons.get(span.number, 'no reason known')})"
     return ""
 
 

@@ -1,0 +1,94 @@
+"""``python -m torture``: tries, prints one table; its exit code says whether everything held."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+from bench.settings import Progress
+from torture.result import Result, complaints, render
+from torture.settings import Settings
+
+SUBJECTS = (
+    "kills", "budget", "disks", "processes", "journals", "fuzz", "long", "threads", "security",
+    "faults",
+)  # fmt: skip
+Subject = Callable[[Settings, Progress], Iterable[Result]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try everything. Returns 0 if all of it held, 1 if something failed, 2 for wrong usage."""
+    arguments = parser().parse_args(argv)
+    prepare_environment()
+    progress, results = Progress(), list[Result]()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="firetrace-torture-", dir=arguments.directory) as name:
+        os.environ["XDG_STATE_HOME"] = name  # the user's list of runs is not for these
+        for subject in arguments.subject or SUBJECTS:
+            folder = Path(name, subject)
+            folder.mkdir()
+            make = Settings.brief if arguments.short else Settings
+            hurt: Subject = import_module(f"torture.{subject}").hurt
+            results += hurt(make(folder, arguments.seed), progress)
+    progress("")
+    print(render(results))
+    form = "the short form" if arguments.short else "the whole form"
+    print(
+        f"\n{form}, seed {arguments.seed}; {os.cpu_count()} cores, {platform.system()} "
+        f"{platform.release()}, Python {platform.python_version()}; "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    if arguments.json:
+        lines = [asdict(each) for each in results]
+        arguments.json.write_text(json.dumps(lines, indent=1) + "\n")
+    if found := complaints(results):
+        print(found)
+    return 1 if any(each.failed for each in results) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments; its help says what is tried."""
+    root = argparse.ArgumentParser(
+        prog="python -m torture",
+        description="Kills trainings, fills their disks, damages their journals, breaks firetrace "
+        "itself, and counts what went wrong. Exit code 1 if anything did.",
+        epilog=f"subjects: {', '.join(SUBJECTS)}. What each does stands at the head of its file.",
+    )
+    root.add_argument(
+        "subject", nargs="*", type=_subject, metavar="SUBJECT", help="by default all of them"
+    )
+    root.add_argument("--short", action="store_true", help="the form that every change must pass")
+    root.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    root.add_argument("--json", type=Path, metavar="FILE", help="also write every failure there")
+    root.add_argument("--directory", metavar="DIR", help="where it works (default: temporary)")
+    return root
+
+
+def _subject(text: str) -> str:
+    if text not in SUBJECTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SUBJECTS)}")
+    return text
+
+
+def prepare_environment() -> None:
+    """Make runs alike; before torch is imported, and inherited by every child."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"  # idle pools would not survive a fork
+    for name in list(os.environ):
+        if name.startswith(("OTEL_", "FIRETRACE_")):
+            del os.environ[name]
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # exceptions are what happens here
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""Reads a journal's meta file: what is said once is kept, what is said of rows is found again.
+
+A file may be long, damaged or somebody's prank: it is read piece by piece, and takes no more memory
+than 16 bytes a note.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import weakref
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from firetrace.tracer.journal import KINDS, MAX_LANES, MAX_NAMES, MAX_ROW, Lane, Name
+
+T = TypeVar("T")
+
+PIECE_BYTES = 2**20
+#: A longer line is damage: an exception's takes at most some 400 kB.
+LONGEST_LINE = 2**24
+LONGEST_NAME = 1000
+#: Lines kept of those that say something of a time, not of a row; later ones are left out.
+MOST_TIMED = 4096
+FOREVER = 2**63 - 1
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+def open_file(path: Path) -> int:
+    """Open a journal's file for reading. What is no regular file, such as a pipe, is none.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "not a file", str(path))
+    return fd
+
+
+def printable(text: str) -> str:
+    """``text`` without lone surrogates, which no encoder takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def encodable(value: Any) -> Any:
+    """A JSON value with every text made ``printable``."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [encodable(item) for item in value]
+    return value
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+    """A line of the meta file.
+
+    Raises:
+        ValueError, RecursionError: it is damaged.
+    """
+    line: Any = json.loads(text)
+    if not isinstance(line, dict):
+        raise ValueError("a line is an object")
+    lone = b"\\ud" in text.lower()  # perhaps a lone surrogate, from a file name for example
+    found: dict[str, Any] = encodable(line) if lone else line
+    return found
+
+
+def whole(value: Any, most: int = FOREVER) -> int:
+    """A whole number from 0 to ``most``.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} is no whole number")
+    if not 0 <= value <= most:
+        raise ValueError(f"{value} is not from 0 to {most}")
+    return value
+
+
+class Lines:
+    """A meta file, opened when it is there. It stays readable for as long as somebody has this."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file; fewer where it ends."""
+        try:
+            if self._fd < 0:
+                self._fd = open_file(self._path)
+                weakref.finalize(self, os.close, self._fd)
+            return os.pread(self._fd, length, offset)
+        except OSError:  # not there, stale, or the disk fails: shown as missing
+            return b""
+
+    def at(self, offset: int) -> dict[str, Any] | None:
+        """The line that begins there; None: it is not there any more."""
+        length = 4096
+        while True:
+            data = self.read(offset, length)
+            end = data.find(b"\n")
+            if end >= 0 or len(data) < length or length >= LONGEST_LINE:
+                break
+            length *= 8
+        try:
+            return parsed(data[: max(end, 0)])
+        except DAMAGE:
+            return None
+
+
+class Notes(Mapping[int, T]):
+    """What the meta file says of rows, by row number. In memory is only where it says so.
+
+    Args:
+        lines: the file.
+        value: what a line says, given what the lines before it said of the same row.
+    """
+
+    def __init__(self, lines: Lines, value: Callable[[dict[str, Any], T | None], T]) -> None:
+        self._lines = lines
+        self._value = value
+        self._rows = np.empty(0, np.uint32)  # sorted; of equals the earlier line first
+        self._offsets = np.empty(0, np.int64)
+        self._new_rows, self._new_offsets = array("I"), array("q")
+        self._guard = threading.Lock()  # the app looks things up while it reads on
+
+    def add(self, line: dict[str, Any], offset: int) -> None:
+        """There is this line at this offset.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged.
+        """
+        row = whole(line["row"], MAX_ROW)
+        self._value(line, None)
+        with self._guard:
+            self._new_rows.append(row)
+            self._new_offsets.append(offset)
+
+    def _places(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        with self._guard:
+            if self._new_rows:
+                rows = np.concatenate([self._rows, np.array(self._new_rows, np.uint32)])
+                offsets = np.concatenate([self._offsets, np.array(self._new_offsets, np.int64)])
+                order = np.argsort(rows, kind="stable")
+                self._rows, self._offsets = rows[order], offsets[order]
+                del self._new_rows[:], self._new_offsets[:]
+            return self._rows, self._offsets
+
+    def rows(self) -> npt.NDArray[np.uint32]:
+        """The rows of which something is said, rising; some perhaps twice."""
+        return self._places()[0]
+
+    def of(self, numbers: npt.NDArray[np.uint32]) -> dict[int, T]:
+        """What is said of these rows, whose numbers rise."""
+        if not len(numbers) or not self:
+            return {}
+        rows = self.rows()
+        first = np.searchsorted(rows, numbers[0], "left")
+        last = np.searchsorted(rows, numbers[-1], "right")
+        among = np.intersect1d(rows[first:last], numbers).tolist()
+        return {row: value for row in among if (value := self.get(row)) is not None}
+
+    def since(self, offset: int) -> list[int]:
+        """The rows of which something is said from this offset on."""
+        rows, offsets = self._places()
+        late = np.flatnonzero(offsets >= offset)
+        in_order = rows[late[np.argsort(offsets[late])]].tolist()
+        return list(dict.fromkeys(in_order))
+
+    def lines(self, row: int) -> list[dict[str, Any]]:
+        """The lines about a row, as they stand."""
+        rows, offsets = self._places()
+        first, last = np.searchsorted(rows, row, "left"), np.searchsorted(rows, row, "right")
+        found = [self._lines.at(offset) for offset in offsets[first:last].tolist()]
+        return [line for line in found if line is not None and line.get("row") == row]
+
+    def get(self, row: int, default: Any = None) -> Any:
+        """What is said of a row."""
+        value: T | None = None
+        for line in self.lines(row):
+            try:
+                value = self._value(line, value)
+            except DAMAGE:  # another line than the one that was read
+                continue
+        return default if value is None else value
+
+    def __len__(self) -> int:
+        return len(np.unique(self.rows()))
+
+    def __bool__(self) -> bool:
+        return bool(len(self._rows) or self._new_rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.unique(self.rows()).tolist())
+
+    def __contains__(self, row: object) -> bool:
+        return isinstance(row, int) and bool(np.isin(row, self.rows()))
+
+    def __getitem__(self, row: int) -> T:
+        found: T | None = self.get(row)
+        if found is None:
+            raise KeyError(row)
+        return found
+
+
+class Meta:
+    """What the meta file says so far; ``poll`` reads what has been added since."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines = Lines(path)
+        self.resource: dict[str, Any] = {}
+        self.split = "run"  #: what is a trace
+        self.traceparent: str | None = None  #: of the program's caller
+        self.names: dict[int, Name] = {}
+        self.lanes: dict[int, Lane] = {}
+        self.runs = self._notes(_itself)
+        self.exceptions = self._notes(_itself)
+        self.reasons = self._notes(lambda line, _: str(line["reason"]))
+        #: by row: the row of the run that it goes on with
+        self.links = self._notes(lambda line, _: whole(line["to"], MAX_ROW))
+        #: by row: what the user noted
+        self.attributes = self._notes(lambda line, known: {**(known or {}), **line["attributes"]})
+        self.thinned: list[dict[str, Any]] = []  #: ``every`` and ``time``, the first ones
+        self.clocks: list[dict[str, Any]] = []  #: ``wall`` and ``monotonic``, the first ones
+        self.stopped: str | None = None
+        self.ended: int | None = None  #: Unix ns at which the writer closed the journal
+        self.damaged = 0  #: lines that could not be read
+        self.read_bytes = 0  #: up to where the file has been read
+        self._skipping = False  # in the middle of a line that is too long
+        self._noted: dict[str, Notes[Any]] = {
+            "run": self.runs, "exception": self.exceptions, "end_reason": self.reasons,
+            "link": self.links, "attributes": self.attributes,
+        }  # fmt: skip
+
+    def _notes(self, value: Callable[[dict[str, Any], T | None], T]) -> Notes[T]:
+        return Notes(self._lines, value)
+
+    def poll(self) -> None:
+        """Read the lines that were completed since the last call."""
+        while True:
+            data = self._lines.read(self.read_bytes, PIECE_BYTES)
+            complete = data.rfind(b"\n") + 1
+            length = PIECE_BYTES
+            while not complete and len(data) == length < LONGEST_LINE:
+                length = min(4 * length, LONGEST_LINE)
+                data = self._lines.read(self.read_bytes, length)
+                complete = data.rfind(b"\n") + 1
+            if not complete and len(data) < LONGEST_LINE:
+                return  # the last line is not complete
+            if not complete:  # no line is as long
+                self.damaged += not self._skipping
+                self._skipping, self.read_bytes = True, self.read_bytes + len(data)
+                continue
+            offset = self.read_bytes
+            for text in data[: complete - 1].split(b"\n"):
+                if self._skipping:
+                    self._skipping = False  # this is the end of it
+                else:
+                    self._take(text, offset)
+                offset += len(text) + 1
+            self.read_bytes += complete
+
+    def _take(self, text: bytes, offset: int) -> None:
+        try:
+            line = parsed(text)
+            kind = line["type"]
+            if (notes := self._noted.get(kind)) is not None:
+                notes.add(line, offset)
+            elif (taker := TAKERS.get(kind)) is not None:
+                taker(self, line)
+        except DAMAGE:
+            self.damaged += 1
+
+    def said_of(self, row: int) -> list[dict[str, Any]]:
+        """The lines about a row: attributes, an exception, a reason, a link, a plan."""
+        return [line for notes in self._noted.values() for line in notes.lines(row)]
+
+    def lane(self, id: int) -> Lane:
+        """The engine and thread with this lane id."""
+        return self.lanes.get(id) or Lane(f"engine {id}", "")
+
+    def _process(self, line: dict[str, Any]) -> None:
+        self.resource = dict(line["resource"])
+
+    def _traces(self, line: dict[str, Any]) -> None:
+        self.split = line["split"] if line["split"] in ("epoch", "step") else "run"
+        self.traceparent = line.get("parent")
+
+    def _name(self, line: dict[str, Any]) -> None:
+        kind = line["kind"] if line["kind"] in KINDS else "span"
+        text = printable(str(line["name"]))[:LONGEST_NAME]
+        self.names[whole(line["id"], MAX_NAMES - 1)] = Name(kind, text, dict(line.get("code", {})))
+
+    def _lane(self, line: dict[str, Any]) -> None:
+        self.lanes[whole(line["id"], MAX_LANES - 1)] = Lane(
+            printable(str(line["engine"]))[:LONGEST_NAME],
+            printable(str(line["thread"]))[:LONGEST_NAME],
+            whole(line.get("thread_id", 0), 2**64),
+        )
+
+    def _thin(self, line: dict[str, Any]) -> None:
+        found = {"every": whole(line["every"]), "time": whole(line["time"])}
+        if len(self.thinned) < MOST_TIMED:
+            self.thinned.append(found)
+
+    def _clock(self, line: dict[str, Any]) -> None:
+        found = {"wall": whole(line["wall"]), "monotonic": whole(line["monotonic"])}
+        if len(self.clocks) < MOST_TIMED:
+            self.clocks.append(found)
+
+    @property
+    def sparsest(self) -> int:
+        """One step in so many was recorded at the least."""
+        return max((int(line["every"]) for line in self.thinned), default=1)
+
+    def _stopped(self, line: dict[str, Any]) -> None:
+        self.stopped = printable(str(line["reason"]))
+
+    def _ended(self, line: dict[str, Any]) -> None:
+        self.ended = whole(line["time"])
+
+
+TAKERS: dict[str, Callable[[Meta, dict[str, Any]], None]] = {
+    "process": Meta._process, "traces": Meta._traces, "name": Meta._name, "lane": Meta._lane,
+    "thin": Meta._thin, "clock": Meta._clock, "stopped": Meta._stopped, "end": Meta._ended,
+}  # fmt: skip
+
+
+def _itself(line: dict[str, Any], before: object) -> dict[str, Any]:
+    return line
