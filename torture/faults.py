@@ -50,6 +50,7 @@ ITS_OWN = (
     ("Entries._entry.<locals>.enter", ""),
     ("FirePublicEvent.__call__", ""),
     ("FireEvent._around", "self.original("),
+    ("FireEvent._otherwise", "self.original("),
 )
 #: What the program itself calls before its training, and what looks like a call and cannot fail.
 NO_CALLBACK = ("TraceHandler.__init__", "TraceHandler.attach", "trace_every_engine")

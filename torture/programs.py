@@ -6,6 +6,7 @@ Each is told by a ``Stage`` whether it is traced; what it does must be the same.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import threading
@@ -16,6 +17,7 @@ import torch
 from ignite.engine import Engine, EventEnum, Events
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from firetrace.tracer.everywhere import trace_every_engine
 from tests.support.programs import failing, interrupt, on, terminate, training
@@ -167,9 +169,23 @@ def threads(stage: Stage) -> None:
     both[0].run([1], max_epochs=2)
 
 
+class Counted(IdGenerator):
+    """The SDK's own draws from the program's ``random``, more for a span without parent."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+
+    def generate_span_id(self) -> int:
+        """The next one."""
+        return next(self._ids)
+
+    generate_trace_id = generate_span_id
+
+
 def opentelemetry(stage: Stage) -> list[int]:
     """A program with spans of its own that asks for the current span."""
-    tracer, depths = TracerProvider(shutdown_on_exit=False).get_tracer("own"), []
+    provider = TracerProvider(shutdown_on_exit=False, id_generator=Counted())
+    tracer, depths = provider.get_tracer("own"), []
 
     def update(engine: Engine, batch: Any) -> None:
         with tracer.start_as_current_span("mine") as span:

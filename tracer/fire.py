@@ -137,7 +137,7 @@ class FireEvent(Seam):
             # ignite builds a debug text for every event, which costs more than recording it.
             try:
                 quiet = not engine.logger._cache[DEBUG]
-            except (AttributeError, KeyError):
+            except Exception:  # not asked before, or a logger of another kind
                 quiet = is_quiet(engine)
             if quiet:
                 engine.last_event_name = event_name

@@ -174,9 +174,10 @@ class Recording:
         try:
             with self._guard:
                 if not self.ended:
+                    self.ended = True  # whatever else goes wrong: once is enough
                     self._give_up(error)
-        except Exception:  # so has this: nothing more may come of it
-            self.ended = True
+        except Exception as second:
+            log.debug("giving up: %s", second)
 
     def _give_up(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
