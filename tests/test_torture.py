@@ -19,10 +19,10 @@ from firetrace.tracer.table import Table, read_table
 from tests.support.recordings import record
 from tests.support.unchanged import observe
 from torture import __main__ as command
-from torture import journals
 from torture.checks import problems
 from torture.faults import WAY, _injected, _visited, is_ours
 from torture.firehose import Firehose, Witness, lost
+from torture.journals import subject as journals
 from torture.programs import PROGRAMS
 from torture.result import Result, complaints, render
 from torture.settings import Settings
@@ -166,7 +166,7 @@ def test_the_exit_code_says_whether_all_held(
     def hurt(settings: Settings, progress: Progress) -> Iterator[Result]:
         yield result
 
-    monkeypatch.setattr("torture.disks.hurt", hurt)
+    monkeypatch.setattr("torture.disks.subject.hurt", hurt)
     assert command.main(["disks", "--short"]) == code
     shown = capsys.readouterr().out
     assert result.verdict in shown

@@ -19,10 +19,12 @@ from bench.settings import Progress
 from torture.result import Result, complaints, render
 from torture.settings import Settings
 
-SUBJECTS = (
-    "kills", "budget", "disks", "processes", "journals", "fuzz", "long", "threads", "security",
-    "faults",
-)  # fmt: skip
+#: By name: the module that has ``hurt``.
+SUBJECTS = {
+    "kills": "kills", "budget": "budget", "disks": "disks.subject", "processes": "processes",
+    "journals": "journals.subject", "fuzz": "journals.fuzz", "long": "long",
+    "threads": "threads", "security": "security.subject", "faults": "faults",
+}  # fmt: skip
 Subject = Callable[[Settings, Progress], Iterable[Result]]
 
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = Path(name, subject)
             folder.mkdir()
             make = Settings.brief if arguments.short else Settings
-            hurt: Subject = import_module(f"torture.{subject}").hurt
+            hurt: Subject = import_module(f"torture.{SUBJECTS[subject]}").hurt
             results += hurt(make(folder, arguments.seed), progress)
     progress("")
     print(render(results))

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bench.settings import Progress
-from torture.journals import originals
+from torture.journals.subject import originals
 from torture.result import Result
 from torture.settings import Settings
 
@@ -56,7 +56,7 @@ def _fuzz(target: str, folder: Path, settings: Settings) -> Result:
     kept = Path(tempfile.gettempdir(), f"firetrace-bad-{time.time_ns()}-")
     done = subprocess.run(
         [
-            sys.executable, "-m", "torture.targets", target, str(folder),
+            sys.executable, "-m", "torture.journals.targets", target, str(folder),
             f"-max_total_time={settings.fuzz_seconds}", f"-seed={settings.seed + 1}",
             f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEGABYTES}", "-max_len=16384",
             f"-artifact_prefix={kept}", "-print_final_stats=1", "-verbosity=1",

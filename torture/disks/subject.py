@@ -20,8 +20,8 @@ from pathlib import Path
 
 from bench.settings import Progress
 from firetrace.tracer import storage, writer
-from torture.floor import keep_to_the_floor
-from torture.places import (
+from torture.disks.floor import keep_to_the_floor
+from torture.disks.places import (
     ANYBODY,
     SIZES,
     UnavailableError,
@@ -35,10 +35,10 @@ from torture.places import (
     use_up_descriptors,
     use_up_inodes,
 )
+from torture.disks.torn import read_torn
+from torture.disks.victims import EPOCHS, STEPS, Plan, complaints, in_child, train
 from torture.result import Result
 from torture.settings import Settings
-from torture.torn import read_torn
-from torture.victims import EPOCHS, STEPS, Plan, complaints, in_child, train
 
 HERE = "here"  #: where the workspace is, instead of a file system of its own
 #: After this there is no need for another window, so a fault may not be noticed.

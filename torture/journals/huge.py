@@ -18,7 +18,7 @@ from bench.process import SampleError, fresh
 from bench.settings import Progress
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.journal import FIRST_ROW, HEADER_BYTES, ROW_BYTES, ROW_DTYPE
-from torture.readers import READERS
+from torture.journals.readers import READERS
 from torture.result import Result
 from torture.settings import Settings
 

@@ -22,7 +22,7 @@ from bench.process import SampleError, forked
 from bench.settings import Progress
 from firetrace.tui.app import WatchApp
 from firetrace.tui.cli import main
-from torture.damage import Damage, Files, damages
+from torture.journals.damage import Damage, Files, damages
 from torture.result import Result
 from torture.settings import Settings
 

@@ -1,4 +1,4 @@
-"""What the fuzzer runs, in a process of its own: ``python -m torture.targets TARGET CORPUS ...``.
+"""What the fuzzer runs: ``python -m torture.journals.targets TARGET CORPUS ...``.
 
 Nothing of firetrace may be imported before it is instrumented.
 """
@@ -26,7 +26,7 @@ def main(target: str, arguments: list[str]) -> None:
         from firetrace.tracer.journal import HEADER_BYTES, Header
         from firetrace.tracer.meta import Meta
         from firetrace.tui.model.report import read_report
-        from torture.readers import chrome, report
+        from torture.journals.readers import chrome, report
 
     folder = Path(tempfile.mkdtemp(prefix="firetrace-fuzz-", dir="/dev/shm"))
     journal = folder / "rank0.1.rows"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torture.result import Result
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROOMS = ("tracer", "exporters", "tui", "root")
 #: What makes code of a text.
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}

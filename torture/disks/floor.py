@@ -22,10 +22,10 @@ from ignite.handlers import Checkpoint, DiskSaver
 from bench.settings import Progress
 from firetrace import TraceHandler
 from firetrace.tracer.storage import MAPPABLE
-from torture.places import MIB, UnavailableError, fill, mounted
+from torture.disks.places import MIB, UnavailableError, fill, mounted
+from torture.disks.victims import Answer, in_child, unread
 from torture.result import Result
 from torture.settings import Settings
-from torture.victims import Answer, in_child, unread
 
 #: What is free at the beginning, what has to stay free, and what of that a training takes that
 #: keeps two checkpoints and writes a third.

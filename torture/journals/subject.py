@@ -28,10 +28,10 @@ from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.run import open_run
 from tests.support.recordings import record, record_failing
 from tests.support.wild_journal import WildJournal
-from torture.commands import hurt_by_command
-from torture.damage import Damage, Files, damages
-from torture.huge import hurt_by_size
-from torture.readers import READERS
+from torture.journals.commands import hurt_by_command
+from torture.journals.damage import Damage, Files, damages
+from torture.journals.huge import hurt_by_size
+from torture.journals.readers import READERS
 from torture.result import Result
 from torture.settings import Settings
 

@@ -15,13 +15,13 @@ from importlib import metadata
 
 from bench.settings import Progress
 from tests.support.otlp_server import OtlpHttpServer
-from torture.audited import betrayals
-from torture.escapes import hurt_terminals
-from torture.hostile import HostileJournal
-from torture.intruder import hurt_page
 from torture.result import Result
+from torture.security.audited import betrayals
+from torture.security.escapes import hurt_terminals
+from torture.security.hostile import HostileJournal
+from torture.security.intruder import hurt_page
+from torture.security.sources import ROOT, hurt_sources
 from torture.settings import Settings
-from torture.sources import ROOT, hurt_sources
 
 SECONDS = 300
 MARKER = "xYzzY"
@@ -96,8 +96,8 @@ def hurt_readers(settings: Settings) -> Iterator[Result]:
         for name in ("run", "other"):
             HostileJournal(folder / name, lambda place, turn=turn: next(turn) + place)  # type: ignore[misc]
         done = subprocess.run(
-            [sys.executable, "-m", "torture.audited", str(folder / "run"), str(folder / "other"),
-             str(out), MARKER],
+            [sys.executable, "-m", "torture.security.audited", str(folder / "run"),
+             str(folder / "other"), str(out), MARKER],
             env={**os.environ, "FIRETRACE_DIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
@@ -225,7 +225,7 @@ def hurt_directories(settings: Settings) -> Iterator[Result]:
     base = settings.workspace / "planted"
     with OtlpHttpServer() as server:
         process = subprocess.Popen(
-            [sys.executable, "-m", "torture.planted", str(base),
+            [sys.executable, "-m", "torture.security.planted", str(base),
              server.endpoint.removesuffix("/v1/traces"), "http://127.0.0.1:9",
              *(["short"] if settings.short else [])],
             env={**os.environ, "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "FIRETRACE_OTLP": "0"},

@@ -28,9 +28,9 @@ from firetrace.tracer.stream import Stream
 from firetrace.tui.cli import main as command
 from firetrace.tui.feed import Feed, Snapshot
 from firetrace.tui.model.report import read_report
+from torture.disks.victims import Plan, in_child, train
 from torture.result import Result
 from torture.settings import Settings
-from torture.victims import Plan, in_child, train
 
 STEM = "rank0.1"
 FILES = (".rows", ".meta.jsonl", ".lock")

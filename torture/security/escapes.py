@@ -21,8 +21,8 @@ from pathlib import Path
 from bench.process import SampleError
 from bench.settings import Progress
 from bench.terminal import Terminal
-from torture.hostile import HostileJournal
 from torture.result import Result
+from torture.security.hostile import HostileJournal
 from torture.settings import Settings
 
 MARK = "Qz7"

@@ -1,0 +1,1 @@
+"""Journals that are damaged, huge, or made by a fuzzer."""

@@ -1,0 +1,1 @@
+"""firetrace as a way in: names, links, requests, environment, what it installs."""
