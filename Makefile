@@ -82,10 +82,11 @@ audit: $(AUDIT)/.ready ## ask for known vulnerabilities of what is pinned
 bench: $(READY) ## measure against the peers; prints ratios
 	$(BIN)/python -m bench
 
+# TORTURE=--short is the form that every change must pass.
 torture: $(READY) ## kills, full disks, bad journals, faults of its own: counts what goes wrong
 	$(BIN)/python -m torture $(TORTURE)
 
-ci: lint types imports audit test versions test-backends ## everything that must hold
+ci: lint types imports audit test versions test-backends torture ## everything that must hold
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

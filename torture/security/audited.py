@@ -1,7 +1,8 @@
 """A program that shows and exports a run while Python tells what it opens, starts and connects to.
 
 ``python -m torture.security.audited RUN OTHER OUT`` does all that firetrace does with a run, in
-this one process, and prints what happened as JSON. ``betrayals`` says what of it ought not to have happened.
+this one process, and prints what happened as JSON. ``betrayals`` says what of it ought not to have
+happened.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trainings, exports and readers in folders where somebody has put links and pipes.
 
 ``python -m torture.security.planted FOLDER ENDPOINT DOWN [short]`` tries one after the other in
-this process and prints a line for each: what was tried, and what went wrong with it. What waits for ever on a
-pipe is interrupted and told.
+this process and prints a line for each: what was tried, and what went wrong with it. What waits for
+ever on a pipe is interrupted and told.
 """
 
 from __future__ import annotations
