@@ -10,6 +10,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -35,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress, results = Progress(), list[Result]()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="firetrace-torture-", dir=arguments.directory) as name:
-        os.environ["XDG_STATE_HOME"] = name  # the user's list of runs is not for these
         for subject in arguments.subject or SUBJECTS:
             folder = Path(name, subject)
             folder.mkdir()
+            os.environ["XDG_STATE_HOME"] = str(folder / "state")  # the user's is not for these
             make = Settings.brief if arguments.short else Settings
             hurt: Subject = import_module(f"torture.{SUBJECTS[subject]}").hurt
-            results += hurt(make(folder, arguments.seed), progress)
+            try:
+                for result in hurt(make(folder, arguments.seed), progress):
+                    results.append(result)
+            except (Exception, SystemExit) as error:  # the others are tried all the same
+                traceback.print_exc()
+                wrong = f"{type(error).__name__}: {error}"
+                results.append(Result(subject, "to be tried to its end", 1, [wrong]))
     progress("")
     print(render(results))
     form = "the short form" if arguments.short else "the whole form"

@@ -213,7 +213,7 @@ def _delivered(journal: Path, server: OtlpHttpServer, kill_relay: bool) -> Itera
             yield "the relay does not end"
             return
         time.sleep(0.02)
-    if kill_relay and command(["export", str(journal), "--resume"]):
+    if kill_relay and command(["export", str(journal), "--to", "otlp", "--resume"]):
         yield "firetrace export --resume failed"
     table, wrong = read(journal)
     yield from wrong

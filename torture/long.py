@@ -39,6 +39,7 @@ from torture.settings import Settings
 
 SPANS_A_STEP = 14  #: of the firehose, at the least
 LOOK_S = 0.25
+ENOUGH = 10  #: samples of memory in a quarter of a run
 #: How much more each may take in the last quarter of a run than in its second.
 FLAT_BYTES = 8 * 2**20
 #: The app keeps this much of every span; the rest of it is flat.
@@ -92,7 +93,7 @@ class Memory:
     def growth(self) -> int:
         """From the second quarter of the samples to the last one."""
         quarter = len(self.samples) // 4
-        if not quarter:
+        if quarter < ENOUGH:  # a short run is over before caches are full
             return 0
         before = np.median(self.samples[quarter : 2 * quarter])
         return int(np.median(self.samples[-quarter:]) - before)

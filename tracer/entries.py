@@ -88,9 +88,9 @@ class Entries:
     def _attach(self, engine: Any) -> bool:
         """Attach to an engine that is seen for the first time; whether it was."""
         if self._pid != os.getpid():  # in a forked child, its parent's recording has ended
-            self._pid = os.getpid()
             self._recording = recording(self._settings)
             self._handler = TraceHandler(self._settings.directory, name=self._settings.name)
+            self._pid = os.getpid()  # last: another thread may be here, or fork
         assert self._recording is not None
         assert self._handler is not None
         if self._recording.ended or traces(engine, self._recording):
