@@ -538,3 +538,31 @@ def test_a_name_may_hold_what_a_path_may_not(own_folders: Path) -> None:
     assert handler.directory.name.endswith("-lung-left-fold-3")
     table = read_table(open_run(handler.directory).newest)
     assert table.meta.resource["service.name"] == "lung/left: fold 3"
+
+
+@pytest.mark.parametrize("thing", [None, "trainer", object()])
+def test_what_is_no_engine_is_refused(thing: Any) -> None:
+    """That is the program's mistake, and no failure of the recording."""
+    handler = TraceHandler()
+    with pytest.raises(TypeError, match=f"not an engine: {type(thing).__name__}"):
+        handler.attach(thing)
+    assert not handler._recording.ended
+
+
+def test_a_failure_while_it_is_attached_leaves_the_engine_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning, and the engine is as it was."""
+
+    def fail(*_: Any) -> None:
+        raise KeyError("a mistake of ours")
+
+    engine = Engine(lambda engine, batch: batch)
+    before = dict(vars(engine))
+    monkeypatch.setattr("firetrace.tracer.engine.EngineTracer._put_calls", fail)
+    TraceHandler().attach(engine)
+    assert dict(vars(engine)) == before
+    assert engine.run([1, 2]).iteration == 2
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "firetrace"]
+    assert "a mistake of ours" in said
+    assert "training goes on" in said

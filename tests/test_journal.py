@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -429,3 +432,111 @@ def test_the_file_system_decides_on_mapping() -> None:
     assert storage.mount_of(Path("/proc"))[0] == "proc"
     assert "proc" not in storage.MAPPABLE
     assert not storage.MAPPABLE & {"nfs", "nfs4", "fuse", "lustre", "btrfs", "zfs", "overlay"}
+
+
+def test_steps_are_thinned_before_the_floor_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where less than the budget is free above it, that is the budget; later it may be more."""
+    free = 2**23
+
+    def usage(path: Path) -> Any:
+        taken = sum(file.stat().st_size for file in tmp_path.iterdir())
+        return shutil._ntuple_diskusage(2**40, 0, 2**19 + free - taken)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    writer = JournalWriter(tmp_path / "rank0.1", {}, max_bytes=2**25, min_free_bytes=2**19)
+    pen, step = writer.pen(), 0
+    while writer.every < 16:
+        step += 1
+        if step % writer.every == 0:
+            pen.open(0, 0, 0, 0, 0, step, 2, 1)
+    assert usage(tmp_path).free > 2**19
+    free = 2**30  # somebody has made room
+    for _ in range(2 * 8192):
+        pen.open(0, 0, 0, 0, 0, step, 2, 1)
+    assert writer.every == 1
+    writer.close()
+    meta = read_table(writer.path).meta
+    assert meta.sparsest >= 16
+    assert meta.thinned[-1]["every"] == 1
+
+
+def test_a_deleted_journal_does_not_go_on_growing(tmp_path: Path) -> None:
+    """Nobody will ever read it, and what it takes cannot be seen."""
+    writer = make(tmp_path)
+    pen = writer.pen()
+    writer.path.unlink()
+    with pytest.raises(FileNotFoundError, match="was deleted"):
+        pen.open(0, 0, 0, 0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("epoch", "iteration"), [(2**32, 0), (0, 2**32), (-1, 0)])
+def test_a_count_that_does_not_fit_is_an_error(epoch: int, iteration: int) -> None:
+    """Never a number that has wrapped around."""
+    with pytest.raises(OverflowError, match="do not fit into a row"):
+        place_of(epoch, iteration)
+
+
+def test_what_is_folded_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """More names, and more engines, than have ids of their own."""
+    writer = make(tmp_path)
+    for number in range(journal.MAX_NAMES + 10):
+        writer.name("event", f"event {number}")
+    for number in range(300):
+        writer.lane("engine", number)
+    writer.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "more names than" in said[0]
+    assert "more engines and threads than" in said[1]
+
+
+def test_windows_of_an_absurd_size_take_no_memory(tmp_path: Path) -> None:
+    """A damaged header may name any size; what is read is what the file has."""
+    writer = make(tmp_path)
+    writer.pen().open(0, 0, 0, 0, 0, 0, 3, 1)
+    writer.close()
+    data = bytearray(writer.path.read_bytes())
+    data[20:24] = (2**31).to_bytes(4, "little")
+    writer.path.write_bytes(data)
+    tracemalloc.start()
+    with JournalReader(writer.path) as reader:
+        reader.poll()
+        assert reader.numbers.tolist() == [FIRST_ROW]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+def test_a_hole_and_rows_without_a_number_are_passed_over(tmp_path: Path) -> None:
+    """A file of a terabyte with three rows; one of them lies where rows have no numbers."""
+    writer = make(tmp_path)
+    writer.pen().open(0, 0, 0, 0, 0, 0, 3, 1)
+    writer.close()
+    row = writer.path.read_bytes()[journal.HEADER_BYTES :][:32]
+    with writer.path.open("r+b") as file:
+        for number in (journal.MAX_ROW, journal.MAX_ROW + 1):
+            file.seek(number * 32)
+            file.write(row)
+        file.truncate(2**40)
+    found = read_table(writer.path)
+    assert found.numbers.tolist() == [FIRST_ROW, journal.MAX_ROW]
+    assert found.parents().tolist() == [-1, -1]
+
+
+def test_many_open_rows_are_looked_at_together(tmp_path: Path) -> None:
+    """Near and far ones: each is seen to close, none is taken for another."""
+    writer = make(tmp_path, max_bytes=2**25)
+    pens = [writer.pen() for _ in range(3)]
+    opened = [(pen, pen.open(0, 0, 0, 0, 0, i, 0, 1 + i)) for i in range(9000) for pen in pens]
+    with JournalReader(writer.path) as reader:
+        reader.poll()
+        for pen, row in opened[::7]:
+            pen.close(row, 10_000 + row, Flag.CUT)
+        assert reader.poll()
+        closed = {row for _, row in opened[::7]}
+        for number, found in zip(reader.numbers.tolist(), reader.rows.tolist(), strict=True):
+            flags, end = found[3], found[6]
+            assert (flags, end) == ((Flag.CUT, 10_000 + number) if number in closed else (0, 0))
+    writer.close()
