@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from firetrace.tracer import storage
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.run import open_run
 from firetrace.tracer.table import read_table
+from firetrace.tracer.writer import JournalWriter
 from tests.support.recordings import recorded
 from tests.support.shape import outline, tree
 from tests.support.trainings import Training, plain_engine
@@ -566,3 +568,42 @@ def test_a_failure_while_it_is_attached_leaves_the_engine_alone(
     (said,) = [each.getMessage() for each in caplog.records if each.name == "firetrace"]
     assert "a mistake of ours" in said
     assert "training goes on" in said
+
+
+@pytest.mark.parametrize("kind", ["function", "method", "object"])
+def test_what_a_signal_handler_raises_is_the_program_s(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the signal comes while firetrace's own code runs: it reaches the training."""
+
+    class Handler:
+        def alarm(self, *_: Any) -> None:
+            raise TimeoutError("too long")
+
+        __call__ = alarm
+
+    def alarm(*_: Any) -> None:
+        raise TimeoutError("too long")
+
+    ways: dict[str, Any] = {"function": alarm, "method": Handler().alarm, "object": Handler()}
+    engine, handler = Engine(lambda engine, batch: batch), TraceHandler()
+    handler.attach(engine)
+    usual = JournalWriter._rows_to_next_level
+
+    def interrupted(writer: JournalWriter, room: int) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        return usual(writer, room)
+
+    monkeypatch.setattr(JournalWriter, "_rows_to_next_level", interrupted)
+    before = signal.signal(signal.SIGUSR1, ways[kind])
+    try:
+        with pytest.raises(TimeoutError, match="too long"):
+            engine.run([1, 2])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        monkeypatch.undo()
+    assert not handler._recording.ended
+    other = Engine(lambda engine, batch: batch)
+    handler.attach(other)
+    assert other.run([1, 2]).iteration == 2
+    assert len(recorded(handler).of_kind("run"))

@@ -42,7 +42,7 @@ POOLS = tuple(
     for method in ("fork", "spawn", "forkserver") for kind in ("pool", "executor")
 )  # fmt: skip
 SUBJECTS = {
-    "loader workers of each start method": (*LOADERS, "killed"),
+    "loader workers of each start method": LOADERS,
     "MONAI's cache, loader threads and workers": ("monai:0+monai:2",),
     "os.fork in handlers": (
         "fork:exit+fork:sys.exit+fork:atexit+fork:exception", "fork:events+fork:uses",

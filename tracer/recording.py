@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -170,7 +171,14 @@ class Recording:
             return None
 
     def give_up(self, error: BaseException) -> None:
-        """Firetrace itself has failed: say so once, stop recording, let the training go on."""
+        """Firetrace itself has failed: say so once, stop recording, let the training go on.
+
+        Raises:
+            Exception: that very error, where a signal handler of the program's has raised it while
+                firetrace's code happened to run.
+        """
+        if raised_by_signal_handler(error):
+            raise error
         try:
             with self._guard:
                 if not self.ended:
@@ -290,6 +298,23 @@ def _absolute(directory: Path) -> Path:
         return Path(os.path.abspath(directory))
     except OSError:  # the current folder is gone; the first event says what comes of that
         return directory
+
+
+def raised_by_signal_handler(error: BaseException) -> bool:
+    """Whether a Python signal handler raised it, such as torch's for a loader worker that died."""
+    codes = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler):
+            function = getattr(handler, "func", handler)  # of a partial
+            method = vars(type(function)).get("__call__")
+            codes |= {getattr(function, "__code__", None), getattr(method, "__code__", None)}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def close_all() -> None:

@@ -93,7 +93,7 @@ class JournalWriter:
         self._meta_bytes = self._look_at = 0
         self._texts_fit = True
         self._windows = 0
-        self._ends: dict[Pen, int] = {}  # where each pen's window really ends
+        self._given: dict[Pen, tuple[int, int]] = {}  # each pen's window, whole
         self.closed = False
         self._own_pid = os.getpid()
         self._unsaid = ""  # why recording stopped, while there was no room to note it
@@ -265,10 +265,10 @@ class JournalWriter:
         with self._guard:
             if self.closed:
                 raise BudgetSpentError("the journal is closed")
-            end = self._ends.get(pen, 0)
-            if pen.next_row < end:  # it only had to stop here to have the budget looked at
+            first, end = self._given.get(pen, (0, 0))
+            if first <= pen.next_row < end:  # it only had to stop here to have the budget looked at
                 first = pen.next_row
-            else:
+            elif pen.next_row == end:
                 self._look_at_the_budget()
                 rows = self._window_bytes // ROW_BYTES
                 if (self._windows + 1) * rows > journal.MAX_ROW:
@@ -276,9 +276,10 @@ class JournalWriter:
                 first, end = self._windows * rows, (self._windows + 1) * rows
                 if self._windows == 0:
                     first = HEADER_BYTES // ROW_BYTES
-                self._windows += 1
-                self._ends[pen] = end
+                self._windows += 1  # first: a window that nobody has does no harm
+                self._given[pen] = first, end
                 self._note_clock()
+            # else it was handed out, and Ctrl-C came before the pen had it
             return first, min(end, first + self._rows_to_next_level(end - first))
 
     def _look_at_the_budget(self) -> None:
