@@ -51,6 +51,11 @@ class Witness:
             self._words[count] = monotonic_ns()
         self._words[0] = count
 
+    @property
+    def calls(self) -> int:
+        """How often it was called."""
+        return int(self._words[0])
+
     def times(self) -> npt.NDArray[np.int64]:
         """When it was called, ns of the monotonic clock."""
         count = min(int(self._words[0]), self._room)

@@ -32,7 +32,7 @@ from firetrace.tracer.recording import close_all
 from firetrace.tracer.stream import blocks
 from firetrace.tui.model.report import read_report
 from torture.checks import read
-from torture.firehose import STEPS_AN_EPOCH, Firehose, Witness
+from torture.firehose import Firehose, Witness
 from torture.kills import lock_holder
 from torture.result import Result
 from torture.settings import Settings
@@ -104,7 +104,7 @@ class Memory:
 
 def _long(settings: Settings, progress: Progress) -> Iterator[Result]:
     steps = -(-settings.long_spans // SPANS_A_STEP)
-    folder, witness = settings.workspace / "long", Witness(steps + STEPS_AN_EPOCH)
+    folder, witness = settings.workspace / "long", Witness(1)  # its notes are memory, too
     names = ("the training", "the relay", "the app")
     training, relay, app = (Memory() for _ in names)
     with receiver() as backend:
@@ -122,8 +122,7 @@ def _long(settings: Settings, progress: Progress) -> Iterator[Result]:
             for memory, pid in ((training, child), (relay, lock_holder(lock_path(journal))),
                                 (app, shown.pid)):  # fmt: skip
                 memory.look(pid)
-            done = witness.times().size if settings.short else 0
-            progress(f"long: {journal.stat().st_size / 2**20:,.0f} MiB written {done or ''}")
+            progress(f"long: {witness.calls:,} of {steps:,} iterations")
             time.sleep(LOOK_S if settings.short else 1)
         while (pid := lock_holder(lock_path(journal))) != 0:
             progress("long: the relay sends the rest")
@@ -165,7 +164,7 @@ def _counted(
     sent = json.loads(journal.with_suffix(".otlp.json").read_text())
     progress("long: export")
     exported = export_chrome(blocks(journal), Path(os.devnull))
-    calls = witness.times().size
+    calls = witness.calls
     steps = sum(1 for _ in report.phases)
     counts = {
         "the app": followed, "the relay": sent["sent"], "the Chrome export": exported,
