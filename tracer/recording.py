@@ -177,7 +177,11 @@ class Recording:
             Exception: that very error, where a signal handler of the program's has raised it while
                 firetrace's code happened to run.
         """
-        if raised_by_signal_handler(error):
+        try:
+            is_the_programs = raised_by_signal_handler(error)
+        except Exception:
+            is_the_programs = False
+        if is_the_programs:
             raise error
         try:
             with self._guard:
