@@ -24,7 +24,8 @@ demo: $(READY) ## train the sample under the live app; leaves a journal and a Ch
 	$(BIN)/python samples/demo.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --ignore tests/test_pictures.py
+	$(BIN)/python -m pytest tests/test_pictures.py
 
 # Backends that people run. Each has an environment of its own: what they depend on conflicts.
 BACKENDS := build/backends
