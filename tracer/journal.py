@@ -9,6 +9,10 @@ and its attempt (the first process of rank 0 is ``rank0.1``)::
     rank0.1.meta.jsonl   one JSON object a line: everything of variable length
     rank0.1.lock         empty; locked (POSIX ``lockf``, exclusive) for as long as the writer lives
 
+Where the data pipeline is recorded, each process in which batches are made (a worker of a
+``DataLoader``, or the training itself) has a *data journal* beside that: ``rank0.1.data0.rows`` and
+so on, of the same format. A worker that begins when another has ended goes on in its files.
+
 **Rows file.** The first 4096 bytes are the header:
 
     offset  type    field
@@ -30,10 +34,12 @@ A row's number is its byte offset divided by 32, so the first row is number 128 
     4       u16     name: the id of a ``name`` line of the meta file
     6       u8      lane: the id of a ``lane`` line: one engine in one thread
     7       u8      flags (the ``Flag`` bits)
-    8       u32     epoch      as ignite counts: from 1, 0 before the first
+    8       u32     epoch      as ignite counts: from 1, 0 before the first. In a data journal the
+                               ``id`` of a ``pass``, 0 for what belongs to none
     12      u32     iteration  as ignite counts, over all epochs; on ``step`` and ``get_batch`` the
                                one being fetched. On ``run`` and ``epoch`` as they began, or, where
-                               steps are thinned out, the last one reached
+                               steps are thinned out, the last one reached. In a data journal which
+                               batch of its pass, from 1
     16      i64     end, Unix ns; 0 while open. With ``Flag.SCALAR``: an f64, the scalar's value
     24      i64     start, Unix ns; 0: there is no row here (yet)
 
@@ -64,6 +70,13 @@ first row that needs it.
     attributes ``row``, ``attributes``: of a span that the user made
     thin       ``every``, ``time``: from here on only every Nth step is recorded (disk budget)
     clock      ``wall``, ``monotonic``: a later anchor; a stepped wall clock shows here
+    offset     ``time``, ``offset``, ``error``, ``to``: at this time of this journal's, that of the
+               journal with the seed ``to`` (hex), on another host, was ``offset`` ns later, give or
+               take ``error`` ns. Between two journals of one boot nothing need be measured
+    loading    ``time``, ``lane``, ``iteration``, ``seed``: an engine begins to iterate over a
+               loader after so many iterations; ``seed``: of the loader's iterator, or null
+    pass       ``id``, ``time``, ``seed``, ``worker``, ``workers``, ``dataset``, ``pid``: of a data
+               journal: a worker begins a pass over a data set. Of no worker ``workers`` is 0
     stopped    ``reason``: firetrace had to stop recording; the training went on
     end        ``time``: the writer closed the journal properly
 
@@ -104,10 +117,11 @@ ROW = struct.Struct("<IHBBIIqq")
 HOST_OFFSET = 64
 
 #: What a name stands for. ``phase`` is a part of an iteration, ``pair`` a custom
-#: ``*_STARTED``/``*_COMPLETED`` pair, ``span`` one that the user made.
+#: ``*_STARTED``/``*_COMPLETED`` pair, ``span`` one that the user made. The last four are of data
+#: journals: a ``batch`` has samples, which have transforms, and then its ``collate``.
 KINDS = (
     "run", "epoch", "loader", "step", "iteration", "phase", "pair", "event", "handler", "span",
-    "scalar",
+    "scalar", "batch", "sample", "transform", "collate",
 )  # fmt: skip
 
 ROW_DTYPE = np.dtype(

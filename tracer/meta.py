@@ -13,6 +13,7 @@ import threading
 import weakref
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,39 @@ def whole(value: Any, most: int = FOREVER) -> int:
     if not 0 <= value <= most:
         raise ValueError(f"{value} is not from 0 to {most}")
     return value
+
+
+@dataclass(frozen=True)
+class Offset:
+    """How much later it was in another host's journal. Times in ns."""
+
+    time_ns: int  #: of this journal
+    offset_ns: int
+    error_ns: int  #: it was at most so much more or less
+    to: str  #: seed of the other journal, as hex digits
+
+
+@dataclass(frozen=True)
+class Loading:
+    """An engine began to iterate over a loader: its next iterations use the batches, in turn."""
+
+    time_ns: int
+    lane: int
+    iteration: int  #: that had been completed
+    seed: int | None  #: the iterator's
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A worker's pass over its data set."""
+
+    id: int  #: what its rows have as epoch
+    time_ns: int
+    seed: int | None  #: the iterator's
+    worker: int
+    workers: int  #: of the iterator; 0: it makes the batches itself
+    dataset: str  #: class name
+    pid: int
 
 
 class Lines:
@@ -236,6 +270,9 @@ class Meta:
         self.attributes = self._notes(lambda line, known: {**(known or {}), **line["attributes"]})
         self.thinned: list[dict[str, Any]] = []  #: ``every`` and ``time``, the first ones
         self.clocks: list[dict[str, Any]] = []  #: ``wall`` and ``monotonic``, the first ones
+        self.offsets: list[Offset] = []  #: the first ones
+        self.loadings: list[Loading] = []  #: the last ones
+        self.passes: dict[int, Pass] = {}  #: by id, the last ones
         self.stopped: str | None = None
         self.ended: int | None = None  #: Unix ns at which the writer closed the journal
         self.damaged = 0  #: lines that could not be read
@@ -322,6 +359,33 @@ class Meta:
         if len(self.clocks) < MOST_TIMED:
             self.clocks.append(found)
 
+    def _offset(self, line: dict[str, Any]) -> None:
+        if not -FOREVER <= (offset := int(line["offset"])) <= FOREVER:
+            raise ValueError("no offset")
+        found = Offset(whole(line["time"]), offset, whole(line["error"]), str(line["to"]))
+        if len(self.offsets) < MOST_TIMED:
+            self.offsets.append(found)
+
+    def _loading(self, line: dict[str, Any]) -> None:
+        found = Loading(
+            whole(line["time"]), whole(line["lane"], MAX_LANES - 1), whole(line["iteration"]),
+            _seed(line["seed"]),
+        )  # fmt: skip
+        self.loadings.append(found)
+        if len(self.loadings) > 2 * MOST_TIMED:
+            del self.loadings[:MOST_TIMED]
+
+    def _pass(self, line: dict[str, Any]) -> None:
+        id = whole(line["id"], 2**32 - 1)
+        self.passes[id] = Pass(
+            id, whole(line["time"]), _seed(line["seed"]), whole(line["worker"]),
+            whole(line["workers"]), printable(str(line["dataset"]))[:LONGEST_NAME],
+            whole(line["pid"]),
+        )  # fmt: skip
+        if len(self.passes) > 2 * MOST_TIMED:
+            for old in sorted(self.passes)[:MOST_TIMED]:
+                del self.passes[old]
+
     @property
     def sparsest(self) -> int:
         """One step in so many was recorded at the least."""
@@ -337,7 +401,15 @@ class Meta:
 TAKERS: dict[str, Callable[[Meta, dict[str, Any]], None]] = {
     "process": Meta._process, "traces": Meta._traces, "name": Meta._name, "lane": Meta._lane,
     "thin": Meta._thin, "clock": Meta._clock, "stopped": Meta._stopped, "end": Meta._ended,
+    "offset": Meta._offset, "loading": Meta._loading, "pass": Meta._pass,
 }  # fmt: skip
+
+
+def _seed(value: Any) -> int | None:
+    """A seed of torch's, which may be any number of 64 bits."""
+    if value is not None and not (type(value) is int and -(2**63) <= value < 2**64):
+        raise ValueError("no seed")
+    return value
 
 
 def _itself(line: dict[str, Any], before: object) -> dict[str, Any]:

@@ -6,6 +6,7 @@ user's state folder, so that ``firetrace watch`` finds the newest one from anywh
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -189,6 +190,30 @@ def rank_of(journal: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def attempt_of(journal: Path) -> int:
+    """Which attempt of its rank a journal is, by its name; 1 where that names none."""
+    match = re.match(r"rank\d+\.(\d+)", journal.name, re.ASCII)
+    return int(match[1]) if match else 1
+
+
+def is_data(journal: Path) -> bool:
+    """Whether a journal is of batches being made, beside that of its rank."""
+    return re.search(r"\.data\d+\.rows$", journal.name, re.ASCII) is not None
+
+
+def data_journals(journal: Path) -> tuple[Path, ...]:
+    """Those of the batches that were made for the rank which wrote a journal; one a process."""
+    if is_data(journal):
+        return ()
+    found = journal.parent.glob(f"{glob.escape(journal.stem)}.data*.rows")
+    return tuple(sorted((each for each in found if is_data(each)), key=_natural))
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    digits = re.findall(r"\d+", path.name)
+    return int(digits[-1]), path.name
+
+
 def open_run(path: Path) -> Run:
     """The run at ``path``: its directory, or one of its ``.rows`` files.
 
@@ -201,7 +226,7 @@ def open_run(path: Path) -> Run:
         raise RunNotFoundError(f"{path}: no such run")
     if not path.is_dir():
         raise RunNotFoundError(f"{path}: not a run (a run is a directory with .rows files)")
-    journals = sorted(path.glob("rank*.rows"), key=_begun)
+    journals = sorted((each for each in path.glob("rank*.rows") if not is_data(each)), key=_begun)
     if not journals:
         raise RunNotFoundError(f"{path}: no journal in this directory")
     return Run(path, tuple(journals))
