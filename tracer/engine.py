@@ -10,6 +10,7 @@ from functools import partial
 from threading import current_thread, get_ident
 from typing import Any
 
+from firetrace.tracer.data.seams import DataTracer
 from firetrace.tracer.fire import CheckedFire, FireEvent
 from firetrace.tracer.hooks import TorchHooks, by_prefix
 from firetrace.tracer.moves import CORE
@@ -53,6 +54,7 @@ class EngineTracer:
         self._hooks = TorchHooks(self, {}, {}, {})
         self._output_transform: Callable[[Any], Any] | None = None
         self._leave_context = nothing
+        self._data: DataTracer | None = None  # while the engine runs, if that is recorded
         self._paused: Paused | None = None  # where the run was that was interrupted
 
     def attach(self, engine: Any) -> None:
@@ -213,6 +215,9 @@ class EngineTracer:
         if getattr(engine, "_internal_run_generator", self._paused) is None:
             self._paused = None  # it was given up: this run is a new one
         recorder.begin_run(self._paused, engine)
+        if self.recording.data is not None and self._data is None:
+            self._data = self.recording.data
+            self._data.begin()
         if self.recording.settings.context and "opentelemetry.trace" in sys.modules:
             from firetrace.tracer import context  # the program uses OpenTelemetry
 
@@ -242,11 +247,26 @@ class EngineTracer:
         self._thread = 0
         self.guarded(self._let_go)
         self.guarded(self._hooks.remove)
+        self.guarded(self._end_data)
         self.guarded(self._leave_context)
         self._leave_context = nothing
         self.guarded(self._end_run, recorder, error)
         if self._detached:
             self.guarded(self._forget)
+
+    def _end_data(self) -> None:
+        if self._data is not None:
+            self._data.end()
+            self._data = None
+
+    def note_loading(self, recorder: Recorder, engine: Any, begun: int) -> None:
+        """``iter(dataloader)`` has returned, which began at this time (Unix ns)."""
+        if self._data is not None:
+            seed = getattr(engine._dataloader_iter, "_base_seed", None)
+            recorder.writer.note(
+                "loading", time=begun, lane=recorder.lane, iteration=engine.state.iteration,
+                seed=seed if isinstance(seed, int) else None,
+            )  # fmt: skip
 
     def _let_go(self) -> None:
         engine = self.engine_ref()

@@ -77,6 +77,9 @@ class TraceHandler:
             ``FIRETRACE_OTLP=1``. It survives the training and sends the rest.
         otlp_wait_s: seconds for which the end of the training waits for it; by default
             ``FIRETRACE_OTLP_WAIT``, or 5.
+        data: whether the making of batches is recorded as well: each batch, sample, transform and
+            collate, in this process and in the workers of loaders, which write journals of their
+            own beside this one's; by default if ``FIRETRACE_DATA=1``.
         tracer_provider: the program's own ``TracerProvider``, of OpenTelemetry's SDK. Its
             processors get the spans as they end, with its resource and sampler, from a thread that
             takes up to a tenth of the interpreter's time while the training runs and does the rest
@@ -96,6 +99,7 @@ class TraceHandler:
         context: bool = True,
         otlp: bool | None = None,
         otlp_wait_s: float | None = None,
+        data: bool | None = None,
         tracer_provider: Any = None,
     ) -> None:
         if every < 1:
@@ -105,7 +109,17 @@ class TraceHandler:
         path = None if directory is None else Path(directory)
         feed = None if tracer_provider is None else _Feeds(tracer_provider)
         self._settings = Settings(
-            path, name, max_bytes, min_free_bytes, every, None, context, otlp, otlp_wait_s, feed
+            path,
+            name,
+            max_bytes,
+            min_free_bytes,
+            every,
+            None,
+            context,
+            otlp,
+            otlp_wait_s,
+            data,
+            feed,
         )
         self._recording = recording(self._settings)
         self._exporters = tuple(exporters)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,9 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from firetrace.tracer import relay, run
+from firetrace.tracer import begin, clock, relay, run
+from firetrace.tracer.blame import raised_by_signal_handler
+from firetrace.tracer.data.files import Place
+from firetrace.tracer.data.seams import DataTracer
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.rows import ThreadTrack
+from firetrace.tracer.world import Meeting, World, meet, world
 from firetrace.tracer.writer import MAX_BYTES, JournalWriter
 
 log = logging.getLogger("firetrace")
@@ -40,6 +43,7 @@ class Settings:
     context: bool = True
     otlp: bool | None = None
     otlp_wait_s: float | None = None
+    data: bool | None = None
     #: Given the journal when it is made; returns what hands it on in this process.
     feed: Callable[[Path], Feed] | None = None
 
@@ -68,6 +72,8 @@ class Recording:
         self._recorders: list[Recorder] = []
         self._users = 0
         self._feed: Feed | None = None
+        self.data: DataTracer | None = None  # how batches are made, if that is recorded
+        self._clock: clock.Clock | clock.Comparison | None = None  # among hosts
         self.relayed: Path | None = None  # the journal that a relay sends on
         _recordings.add(self)
 
@@ -104,8 +110,11 @@ class Recording:
 
     def _open(self) -> None:
         settings = self.settings
-        self.directory, resource = run.begin(settings.directory, settings.name)
-        for stem in run.stems(self.directory):
+        here = world()
+        alone = here.size == 1 or (here.one_host and settings.directory is not None)
+        meeting = None if alone else meet()
+        self.directory, resource = begin.begin(settings.directory, settings.name, here, meeting)
+        for stem in begin.stems(self.directory, here.rank):
             try:
                 self.writer = JournalWriter(
                     stem, resource, settings.max_bytes, settings.min_free_bytes, settings.every,
@@ -119,11 +128,25 @@ class Recording:
         # ``firetrace run`` has said it already, and what the program logs shall stay the same.
         told = self.directory == run.chosen()[0]
         log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
+        if data_wanted(settings.data):
+            self.data = DataTracer(
+                Place(stem, resource, settings.max_bytes, settings.min_free_bytes,
+                      settings.mapped, settings.every)
+            )  # fmt: skip
+        if meeting is not None:
+            self._keep_time(meeting, here)
         if relay.wanted(settings.otlp):
             self._start_relay(self.writer.path)
         if settings.feed is not None:
             self._start_feed(settings.feed, self.writer.path)
         _close_when_child_ends()
+
+    def _keep_time(self, meeting: Meeting, here: World) -> None:
+        assert self.writer is not None
+        try:
+            self._clock = clock.keep_time(self.writer, meeting, here)
+        except Exception as error:
+            log.debug("the clocks of the hosts are not compared: %s", error)
 
     def _start_relay(self, journal: Path) -> None:
         try:
@@ -223,6 +246,8 @@ class Recording:
             for what, step in (
                 ("telling the recorders", self.forget),
                 ("closing what is open", self._close_tracks),
+                ("recording data", self._close_data),
+                ("comparing clocks", self._close_clock),
                 ("closing the journal", self._close_writer),
                 ("telling the feed", self._end_feed),
             ):
@@ -235,6 +260,14 @@ class Recording:
         if self.writer is not None:
             for track in self._tracks.values():
                 track.close(self.writer)
+
+    def _close_data(self) -> None:
+        if self.data is not None:
+            self.data.close()
+
+    def _close_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.close()
 
     def _close_writer(self) -> None:
         if self.writer is not None:
@@ -304,21 +337,9 @@ def _absolute(directory: Path) -> Path:
         return directory
 
 
-def raised_by_signal_handler(error: BaseException) -> bool:
-    """Whether a Python signal handler raised it, such as torch's for a loader worker that died."""
-    codes = set()
-    for number in signal.valid_signals():
-        handler = signal.getsignal(number)
-        if callable(handler):
-            function = getattr(handler, "func", handler)  # of a partial
-            method = vars(type(function)).get("__call__")
-            codes |= {getattr(function, "__code__", None), getattr(method, "__code__", None)}
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
+def data_wanted(asked: bool | None) -> bool:
+    """Whether batches, samples and transforms are recorded, too."""
+    return asked if asked is not None else os.environ.get("FIRETRACE_DATA") == "1"
 
 
 def close_all() -> None:

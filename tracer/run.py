@@ -9,15 +9,11 @@ from __future__ import annotations
 import glob
 import json
 import os
-import platform
 import re
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from platformdirs import user_state_path
 
@@ -58,81 +54,9 @@ def default_name() -> str:
     return file_name(script)
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, most: int = 60) -> str:
     """``text`` as a part of a directory's name."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "run"
-
-
-def begin(directory: Path | None, name: str | None) -> tuple[Path, dict[str, Any]]:
-    """Make the directory of a run that begins.
-
-    Returns:
-        The directory and the process's resource attributes.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    name = name or default_name()
-    if directory is None:
-        start = time.strftime("%Y%m%d-%H%M%S")
-        base = base_directory()
-        base.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, 1000):
-            suffix = "" if attempt == 1 else f"-{attempt}"
-            directory = base / f"{start}-{file_name(name)}{suffix}"
-            try:
-                directory.mkdir()
-                break
-            except FileExistsError:
-                continue
-    else:
-        directory = Path(directory).absolute()
-        directory.mkdir(parents=True, exist_ok=True)
-    assert directory is not None
-    _remember(directory)
-    return directory, resource(directory, name)
-
-
-def stems(directory: Path) -> Iterator[Path]:
-    """Names for this process's journal, to be tried until one is free: a new attempt each."""
-    rank = os.environ.get("RANK", "0")
-    rank = rank if rank.isdigit() else "0"
-    return (directory / f"rank{rank}.{attempt}" for attempt in range(1, 100_000))
-
-
-def resource(directory: Path, name: str) -> dict[str, Any]:
-    """OpenTelemetry resource attributes of this process. No arguments, no environment."""
-    from importlib.metadata import PackageNotFoundError, version  # 25 ms; who reads needs none
-
-    try:
-        own_version = version("firetrace")
-    except PackageNotFoundError:
-        own_version = "unknown"
-    return {
-        "service.name": name,
-        "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
-        "host.name": socket.gethostname(),
-        "host.arch": platform.machine(),
-        "os.type": platform.system().lower(),
-        "process.pid": os.getpid(),
-        "process.executable.path": sys.executable,
-        "process.runtime.name": platform.python_implementation().lower(),
-        "process.runtime.version": platform.python_version(),
-        "telemetry.distro.name": "firetrace",
-        "telemetry.distro.version": own_version,
-        "ignite.run.id": directory.name,
-    }
-
-
-def _remember(directory: Path) -> None:
-    """List the run in the user's index; a convenience that may fail without harm."""
-    try:
-        index = index_path()
-        index.parent.mkdir(parents=True, exist_ok=True)
-        with open(index, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"path": str(directory), "start": time.time_ns()}) + "\n")
-    except OSError:
-        return
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:most] or "run"
 
 
 @dataclass(frozen=True)

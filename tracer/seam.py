@@ -137,6 +137,7 @@ class Loader(Seam):
         recorder = self.running()
         if tracer is None or recorder is None or engine.state.dataloader is None:
             return setup(*args, **kwargs)
+        begun = recorder.now()
         height = tracer.guarded(recorder.begin_loader)
         try:
             result = setup(*args, **kwargs)
@@ -146,6 +147,7 @@ class Loader(Seam):
             raise
         if height and recorder.ident:
             tracer.guarded(recorder.end_loader, height)
+            tracer.guarded(tracer.note_loading, recorder, engine, begun)
         return result
 
 

@@ -59,6 +59,7 @@ class JournalWriter:
             Where less than ``max_bytes`` is free above it, that is the budget.
         every: keep only every Nth step from the start.
         mapped: map the file (True), use ``pwrite`` (False), or as the file system allows (None).
+        window_bytes: how much of the file a thread is given at a time, at most.
 
     Raises:
         OSError: the files cannot be made.
@@ -72,11 +73,12 @@ class JournalWriter:
         min_free_bytes: int | None = None,
         every: int = 1,
         mapped: bool | None = None,
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self.path = stem.with_name(stem.name + ".rows")
         self.max_bytes = self._budget = max_bytes
         self.every = self.base_every = every  # one step in ``every`` is recorded
-        window = min(WINDOW_BYTES, max(max_bytes // 64, 2 * mmap.ALLOCATIONGRANULARITY))
+        window = min(window_bytes, max(max_bytes // 64, 2 * mmap.ALLOCATIONGRANULARITY))
         self._window_bytes = 1 << (window.bit_length() - 1)
         if mapped is None:
             mapped = sys.byteorder == "little" and can_be_mapped(stem.parent)
@@ -95,6 +97,7 @@ class JournalWriter:
         self._windows = 0
         self._given: dict[Pen, tuple[int, int]] = {}  # each pen's window, whole
         self.closed = False
+        self.passes = 0  # the last pass of a data journal that was noted
         self._own_pid = os.getpid()
         self._unsaid = ""  # why recording stopped, while there was no room to note it
         made: list[tuple[int, Path]] = []
@@ -126,9 +129,7 @@ class JournalWriter:
             raise FileExistsError(f"{self.path}")
         self._fd = new(".rows.new")
 
-        self._free_floor = min_free_bytes
-        if min_free_bytes is None:
-            self._free_floor = min(2**30, shutil.disk_usage(stem.parent).total // 20)
+        self._set_floor(min_free_bytes)
         self.wall_ns, self.monotonic_ns = time.time_ns(), time.monotonic_ns()
         self.seed = secrets.token_bytes(16)
         header = Header(
@@ -141,6 +142,11 @@ class JournalWriter:
             raise OSError("short write: the disk is full, or a quota is")
         journal.written_here.add(self.seed)
         os.rename(made[-1][1], self.path)  # whoever finds the journal finds its header
+
+    def _set_floor(self, min_free_bytes: int | None) -> None:
+        self._free_floor = min_free_bytes
+        if min_free_bytes is None:
+            self._free_floor = min(2**30, shutil.disk_usage(self.path.parent).total // 20)
 
     # What the recorder asks for
 

@@ -67,14 +67,18 @@ def _module_name(module: str) -> str:
     return rest[-1] if rest else top
 
 
-def environment(directory: Path, name: str) -> dict[str, str]:
-    """The environment in which Python traces every engine into the directory."""
+def environment(directory: Path, name: str, data: bool = False) -> dict[str, str]:
+    """The environment in which Python traces every engine into the directory.
+
+    ``data``: the making of batches, too.
+    """
     folder = os.path.dirname(os.path.abspath(startup.__file__))
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {
         **os.environ,
         "FIRETRACE_RUN": str(directory),
         "FIRETRACE_NAME": name,
+        **({"FIRETRACE_DATA": "1"} if data else {}),
         # An empty entry would be the current folder; an empty variable is none.
         "PYTHONPATH": os.pathsep.join([folder, *(p for p in paths if p != folder)])
         if paths != [""] else folder,

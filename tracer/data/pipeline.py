@@ -1,0 +1,261 @@
+"""The spans of batches as they are made: a batch, its samples, their transforms, its collate.
+
+One ``Pipeline`` a process, which writes one data journal; a track for each thread in which
+something is made. What fails here ends the recording of data, never the making of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from threading import get_ident
+from time import monotonic_ns
+from typing import Any
+
+from firetrace.tracer.blame import raised_by_signal_handler
+from firetrace.tracer.data.files import Place, open_journal
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.storage import Pen, place_of
+from firetrace.tracer.writer import JournalWriter
+
+log = logging.getLogger("firetrace")
+
+ERROR, CUT, VOID = int(Flag.ERROR), int(Flag.CUT), int(Flag.VOID)
+OWN_LANE = "data"  #: what is made outside of every pass, such as a cache that is renewed
+
+
+class Track:
+    """What is being made in one thread."""
+
+    __slots__ = (
+        "lane", "muted", "offset", "pen", "pipeline", "place", "sampling", "stack", "thread",
+    )  # fmt: skip
+
+    def __init__(self, pipeline: Pipeline, pen: Pen, lane: int, offset: int) -> None:
+        self.pipeline = pipeline
+        self.pen = pen
+        self.lane = lane << 16  # as a label has it
+        self.offset = offset  # from monotonic to the journal's time
+        self.place = 0
+        self.stack: list[int] = [0]
+        self.sampling = False  # in a sample; those of the data sets within are no spans
+        self.muted = False  # of a batch that is thinned out nothing is written
+        self.thread = threading.current_thread()  # idents are used again
+
+    def open(self, name: int) -> int:
+        """Open a span of this name id under the innermost one. Return the height to close."""
+        stack, pen = self.stack, self.pen
+        height = len(stack)
+        try:
+            row = pen.next_row
+            if row >= pen.last_row:
+                pen.roll()
+                row = pen.next_row
+            pen.put_o(
+                pen.target, row * 32 - pen.base, stack[-1], name | self.lane, self.place,
+                monotonic_ns() + self.offset,
+            )  # fmt: skip
+            pen.next_row = row + 1
+            stack.append(row)
+        except Exception as error:
+            self.pipeline.give_up(error)
+        return height
+
+    def close(self, height: int, flags: int = 0) -> None:
+        """Close what was opened at this height, and what was left open in it."""
+        stack, pen = self.stack, self.pen
+        try:
+            while len(stack) > height:
+                row, now = stack[-1], monotonic_ns() + self.offset
+                if flags or row < pen.first:
+                    pen.close(row, now, flags)
+                else:
+                    pen.words[row * 4 + pen.end_at] = now
+                stack.pop()
+        except Exception as error:
+            self.pipeline.give_up(error)
+
+    def end(self, height: int, flags: int = 0) -> None:
+        """A batch has been made, or an exception was raised."""
+        self.close(height, flags)
+        self.place = 0
+
+
+class Pipeline:
+    """Records how this process makes batches.
+
+    Args:
+        place: where to.
+        worker: this process's number as a loader's worker; None: it is the training itself.
+    """
+
+    def __init__(self, place: Place, worker: int | None = None) -> None:
+        self.place = place
+        self.pid = os.getpid()
+        self._worker = worker
+        self._writer: JournalWriter | None = None
+        self._guard = threading.RLock()
+        self.tracks: dict[int, Track] = {}  #: by thread
+        self.transforms: dict[str, int] = {}  #: ids of their names
+        self.watched: set[int] = set()  #: ``id`` s of the transforms that data sets hold
+        self._ended = False
+        self._names: dict[tuple[str, str], int] = {}
+
+    # What may fail
+
+    def give_up(self, error: BaseException) -> None:
+        """Record no more; whoever makes data goes on.
+
+        Raises:
+            Exception: that very error, where a signal handler of the program's has raised it.
+        """
+        if raised_by_signal_handler(error):
+            raise error
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            log.warning(
+                "firetrace records no more of the data pipeline in %s (%s: %s); it goes on",
+                self._writer.path if self._writer is not None else self.place.stem,
+                type(error).__name__, error,
+            )  # fmt: skip
+            if self._writer is not None:
+                self._writer.note_stop(f"{type(error).__name__}: {error}")
+        except Exception as second:
+            log.debug("giving up: %s", second)
+        finally:
+            self.close()
+
+    def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
+        """Do something for the recording that must not fail into the making of data."""
+        try:
+            return action(*args)
+        except Exception as error:
+            self.give_up(error)
+            return None
+
+    # Tracks
+
+    def track(self, lane: str = "") -> Track | None:
+        """The calling thread's; None if nothing is recorded. ``lane``: what a pass calls it."""
+        found = self.tracks.get(get_ident())
+        if found is not None and not lane and found.thread is threading.current_thread():
+            return None if found.muted else found
+        return self._new_track(lane)
+
+    def _new_track(self, lane: str) -> Track | None:
+        if self._ended or self.pid != os.getpid():
+            return None
+        track: Track | None = self.guarded(self._make_track, lane)
+        return track if track is None or not track.muted else None
+
+    def _make_track(self, lane: str) -> Track:
+        writer, ident = self._open(), get_ident()
+        id = writer.lane(lane or OWN_LANE, 0)
+        track = self.tracks.get(ident)
+        if track is None or track.thread is not threading.current_thread():
+            offset = writer.wall_ns - writer.monotonic_ns
+            pen = writer.pen()
+            track = self.tracks[ident] = Track(self, pen, id, offset)
+        track.lane = id << 16
+        return track
+
+    def _open(self) -> JournalWriter:
+        with self._guard:
+            if self._writer is None:
+                resource = self.place.resource
+                if self._worker is not None:
+                    resource = {**resource, "process.pid": self.pid, "ignite.worker": self._worker}
+                self._writer = open_journal(self.place, resource)
+            return self._writer
+
+    def name(self, kind: str, text: str) -> int:
+        """The id of a name."""
+        key = kind, text
+        found = self._names.get(key)
+        if found is None:
+            found = self._names[key] = self._open().name(kind, text)
+        return found
+
+    def transform(self, text: str) -> int:
+        """The id of a transform's name."""
+        found = self.transforms[text] = self.guarded(self.name, "transform", text) or 0
+        return found
+
+    def outside(self, id: int) -> Track | None:
+        """The thread's track for a transform that is called outside of every batch.
+
+        That is a data set's own, as for a cache that is renewed; or what belongs to no data.
+        """
+        track = self.tracks.get(get_ident())
+        if track is not None and len(track.stack) > 1:
+            return track
+        return self.track() if id in self.watched else None
+
+    # Passes and batches
+
+    def begin_pass(self, seed: int | None, worker: int, workers: int, dataset: str) -> int:
+        """A worker (of so many; 0: no worker) begins a pass. Return its id; 0: not recorded."""
+        if self._ended:
+            return 0
+        found: int | None = self.guarded(self._note_pass, seed, worker, workers, dataset)
+        return found or 0
+
+    def _note_pass(self, seed: int | None, worker: int, workers: int, dataset: str) -> int:
+        writer = self._open()
+        with self._guard:
+            writer.passes += 1
+            writer.note(
+                "pass", id=writer.passes, time=writer.now_ns(), seed=seed, worker=worker,
+                workers=workers, dataset=dataset, pid=self.pid,
+            )  # fmt: skip
+            return writer.passes
+
+    def begin_batch(self, pass_id: int, number: int, lane: str) -> tuple[Track, int] | None:
+        """A batch (from 1) is made from here on in this thread. Return what ``Track.end`` needs."""
+        if not pass_id:
+            return None
+        track = self.tracks.get(get_ident())
+        if track is not None:
+            track.muted = False
+        track = self.track(lane)
+        if track is None or self._writer is None:
+            return None
+        if number % self._writer.every:
+            track.muted = True
+            return None
+        track.place = self.guarded(place_of, pass_id, number) or 0
+        return track, track.open(self.name("batch", "batch"))
+
+    def close(self) -> None:
+        """End the recording; what was recorded can be read."""
+        self._ended = True
+        self.tracks = {}
+        with self._guard:
+            if self._writer is not None and self.pid == os.getpid():
+                try:
+                    self._writer.close()
+                except Exception as error:
+                    log.debug("closing the data journal: %s", error)
+
+
+#: What records in this process; None: nothing does.
+active: Pipeline | None = None
+
+
+def activate(pipeline: Pipeline | None) -> None:
+    """Record with this from now on."""
+    global active
+    active = pipeline
+
+
+def _forget() -> None:
+    """In a forked child: it must not write into its parent's journal."""
+    activate(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
