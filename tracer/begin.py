@@ -64,6 +64,13 @@ def stems(directory: Path, rank: int) -> Iterator[Path]:
     return (directory / f"rank{rank}.{attempt}" for attempt in range(1, 100_000))
 
 
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def resource(directory: Path, name: str) -> dict[str, Any]:
     """OpenTelemetry resource attributes of this process. No arguments, no environment."""
     from importlib.metadata import PackageNotFoundError, version  # 25 ms; who reads needs none
@@ -79,6 +86,7 @@ def resource(directory: Path, name: str) -> dict[str, Any]:
         "host.arch": platform.machine(),
         "os.type": platform.system().lower(),
         "process.pid": os.getpid(),
+        "process.cpu.count": processors(),
         "process.executable.path": sys.executable,
         "process.runtime.name": platform.python_implementation().lower(),
         "process.runtime.version": platform.python_version(),

@@ -135,8 +135,8 @@ def parser() -> Parser:
 
     run = commands.add_parser(
         "run", help="start a program, unchanged, and record every engine in it",
-        usage="firetrace run [-o DIR] [-n NAME] [-q] [--watch] (SCRIPT | -m MODULE | COMMAND) "
-        "[ARG ...]",
+        usage="firetrace run [-o DIR] [-n NAME] [-q] [--data] [--watch] "
+        "(SCRIPT | -m MODULE | COMMAND) [ARG ...]",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -151,6 +151,10 @@ def parser() -> Parser:
     run.add_argument(
         "-w", "--watch", action="store_true",
         help="run it under the live app, its output in a pane; q leaves the app, not the program",
+    )  # fmt: skip
+    run.add_argument(
+        "-d", "--data", action="store_true",
+        help="record the data pipeline as well: each batch, sample and transform, in workers too",
     )  # fmt: skip
     run.set_defaults(action=_run, wrong_usage=run.error)
 
@@ -258,16 +262,17 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     name = arguments.name or default_name(arguments.program)
     directory = arguments.output.absolute() if arguments.output else unused_directory(name)
+    variables = environment(directory, name, arguments.data)
     if arguments.watch:
         if not all(os.isatty(stream) for stream in range(3)):
             arguments.wrong_usage("--watch needs a terminal for input, output and errors")
         from firetrace.tui.session import run_under_app
 
-        return run_under_app(file, words, environment(directory, name), directory)
+        return run_under_app(file, words, variables, directory)
     if not arguments.quiet:
         watch = f"firetrace watch {shlex.quote(str(directory))}"
         tell(f"recording to {directory}; see it with: {watch}")
-    become(file, words, environment(directory, name))
+    become(file, words, variables)
     return 0
 
 
@@ -286,17 +291,25 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         return _write_page(newest(_find(arguments)), arguments.html)
+    from firetrace.tui.model.ranks import Ranks, skew
     from firetrace.tui.model.report import read_report
 
-    result = read_report(newest(_find(arguments)))
+    run, between = _find(arguments), None
+    if len(run.ranks) > 1:
+        result, ranks = read_report(run.main), Ranks(run.path)
+        ranks.poll()
+        between = skew(ranks)
+    else:
+        result = read_report(newest(run))
     if arguments.json:
         import json
 
-        sys.stdout.write(json.dumps(result.as_json(), indent=2, allow_nan=False) + "\n")
+        said = {**result.as_json(), "ranks": between.as_json() if between else None}
+        sys.stdout.write(json.dumps(said, indent=2, allow_nan=False) + "\n")
     else:
         from firetrace.tui.text import print_report
 
-        print_report(result)
+        print_report(result, between)
     return 0
 
 
@@ -334,13 +347,13 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from firetrace.tui.export import export
 
-    return export(newest(_find(arguments)), arguments)
+    return export(_find(arguments), arguments)
 
 
 def _open(arguments: argparse.Namespace) -> int:
     from firetrace.tui.export import open_in_perfetto
 
-    return open_in_perfetto(newest(_find(arguments)), arguments)
+    return open_in_perfetto(_find(arguments), arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,10 @@ from firetrace.tracer.run import Run, begun_ns
 from firetrace.tui.console import MOST_ROWS, WHOLE, Page, text
 from firetrace.tui.format import clip, duration, number, printable, share, sparkline
 from firetrace.tui.model.distribution import Stats
+from firetrace.tui.model.pipeline import DataReport
+from firetrace.tui.model.ranks import Skew
 from firetrace.tui.model.report import Report
+from firetrace.tui.ranks_text import print_ranks
 
 WORDS = {
     "running": "is running", "finished": "has finished", "ended": "was ended before its plan",
@@ -38,8 +41,8 @@ def headline(report: Report) -> str:
     return f"{line}, {report.spans:,} spans ({report.engine})"
 
 
-def print_report(report: Report) -> None:
-    """Print a report to stdout."""
+def print_report(report: Report, ranks: Skew | None = None) -> None:
+    """Print a report to stdout, and what is to be said of the ranks of the run."""
     console = Page()
     console.print(Text.assemble(("run ", "dim"), (printable(report.run), "bold"), " ",
                                 WORDS.get(report.state, report.state)))  # fmt: skip
@@ -54,6 +57,8 @@ def print_report(report: Report) -> None:
     if report.unexplained is not None:
         console.print(Text(unexplained(report.unexplained), style="dim"))
     _print_stats(console, "handler", report.handlers, "of the run")
+    if report.data is not None:
+        _print_data(console, report.data)
     _print_steps(console, report)
     _print_epochs(console, report)
     _print_scalars(console, report)
@@ -69,6 +74,8 @@ def print_report(report: Report) -> None:
         console.print(Text("exception  " + printable(exception)), style="red")
     for note in report.notes:
         console.print(Text("note  " + printable(note)), style="yellow")
+    if ranks is not None:
+        print_ranks(console, ranks)
     console.end()
 
 
@@ -109,6 +116,15 @@ def _print_steps(console: Page, report: Report) -> None:
         for step in report.slowest_steps
     ]
     console.table(("slowest steps", "epoch", "duration", "longer than usual"), rows, names=3)
+
+
+def _print_data(console: Page, data: DataReport) -> None:
+    """How batches are made, and the arithmetic of what is advised."""
+    made = {f"{name}": each.stats for name, each in data.made.items()}
+    of = "of the workers' time" if data.workers else "of making them"
+    _print_stats(console, "data", made, of)
+    for line in data.why:
+        console.print(text(line), style="dim")
 
 
 def _because(parts: Sequence[tuple[str, int]]) -> Callable[[int], str]:

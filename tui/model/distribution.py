@@ -67,6 +67,30 @@ class Distribution:
             self._buckets = np.pad(self._buckets, (before, after))
             self._lowest -= before
 
+    @classmethod
+    def merged(cls, parts: list[Distribution]) -> Distribution:
+        """All of them as one; the last values are those of each in turn."""
+        if len(parts) == 1:
+            return parts[0]
+        found = cls()
+        for part in parts:
+            if not part.count:
+                continue
+            found.count += part.count
+            found.total += part.total
+            found.largest = max(found.largest, part.largest)
+            low = part._lowest
+            if not len(found._buckets):
+                found._lowest = low
+            found._make_room(low, low + len(part._buckets))
+            first = low - found._lowest
+            found._buckets[first : first + len(part._buckets)] += part._buckets
+        whole = sum(len(part.recent) for part in parts)
+        each = RECENT // max(1, sum(bool(part.count) for part in parts))
+        kept = [part.recent if whole <= RECENT else part.recent[-each:] for part in parts]
+        found.recent = np.concatenate(kept) if kept else found.recent
+        return found
+
     def percentiles(self, *percents: float) -> list[int]:
         """Percentiles in ns, linear between neighbours as numpy's."""
         if self.count <= len(self.recent):

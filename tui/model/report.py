@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from firetrace.tui.model.columns import Spans
 from firetrace.tui.model.digest import Digest, EpochTime
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.groups import Group, engine_label
+from firetrace.tui.model.pipeline import DataReport, DataSources, data_report
 from firetrace.tui.model.progress import Progress, count_of, progress
 from firetrace.tui.model.series import means_of
 from firetrace.tui.model.slow import SlowStep, slow_steps
@@ -68,6 +70,7 @@ class Report:
     scalars: tuple[Scalar, ...]
     incomplete: tuple[OpenSpan, ...]
     exceptions: tuple[str, ...]
+    data: DataReport | None  #: how batches are made, where that was recorded
     notes: tuple[str, ...]  #: what was thinned out, could not be read, or stopped the recording
 
     def as_json(self) -> dict[str, Any]:
@@ -90,7 +93,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         JournalError: it cannot be read.
     """
-    return report(read_tree(path))
+    with Stream(path) as stream:
+        tree = _tree_of_all(stream)
+        sources = DataSources(Path(path), stream.reader.header, stream.reader.meta)
+        try:
+            sources.read(math.inf)
+            return report(tree, sources)
+        finally:
+            sources.close()
 
 
 def read_tree(path: str | os.PathLike[str]) -> Tree:
@@ -100,10 +110,14 @@ def read_tree(path: str | os.PathLike[str]) -> Tree:
         JournalError: it cannot be read.
     """
     with Stream(path) as stream:
-        digest = Digest(stream.reader.row)
-        for each in stream.ended():
-            digest.add(each)
-        return tree_of(digest, stream, Pages(stream.reader))
+        return _tree_of_all(stream)
+
+
+def _tree_of_all(stream: Stream) -> Tree:
+    digest = Digest(stream.reader.row)
+    for each in stream.ended():
+        digest.add(each)
+    return tree_of(digest, stream, Pages(stream.reader))
 
 
 def tree_of(digest: Digest, stream: Stream, pages: Pages, before: Tree | None = None) -> Tree:
@@ -115,14 +129,15 @@ def tree_of(digest: Digest, stream: Stream, pages: Pages, before: Tree | None = 
     return Tree(digest, pages, spans, stream.last_ns(), before)
 
 
-def report(tree: Tree) -> Report:
-    """Compute everything."""
+def report(tree: Tree, sources: DataSources | None = None) -> Report:
+    """Compute everything. ``sources``: the data journals, as far as they have been read."""
     digest, meta = tree.digest, tree.meta
     main, run_ns, last = _main(tree)
     steps = _stats(digest.groups.of("step", main), 0)
     phases, handlers = _phases(tree, main), _handlers(tree, main, run_ns)
     how_far = progress(tree, main, last)
-    said = verdict(parts(tree, main, run_ns, steps, phases, handlers), how_far)
+    data = _data(tree, main, steps, sources)
+    said = verdict(parts(tree, main, run_ns, steps, phases, handlers), how_far, data)
     return Report(
         run=str(meta.resource.get("ignite.run.id") or tree.open.path.parent.name),
         path=str(tree.open.path.parent),
@@ -147,8 +162,17 @@ def report(tree: Tree) -> Report:
         scalars=_scalars(digest),
         incomplete=_incomplete(tree),
         exceptions=tuple(digest.exceptions.values()),
+        data=data,
         notes=_notes(tree),
     )
+
+
+def _data(
+    tree: Tree, main: int, step: Stats | None, sources: DataSources | None
+) -> DataReport | None:
+    if sources is None or step is None:
+        return None
+    return data_report(sources, main, step.count, step.total_ns, tree.digest.waited_ns(main))
 
 
 def _main(tree: Tree) -> tuple[int, int, Span | None]:

@@ -8,6 +8,7 @@ from firetrace.tui.format import duration
 from firetrace.tui.model.digest import FETCHING
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.groups import BETWEEN_STEPS
+from firetrace.tui.model.pipeline import DataReport
 from firetrace.tui.model.progress import Progress
 from firetrace.tui.model.tree import Span, Tree
 
@@ -97,8 +98,8 @@ def open_spans(tree: Tree) -> list[Span]:
     return [span for span in spans if span is not None and not span.end_ns]
 
 
-def verdict(found: Parts, progress: Progress) -> Verdict:
-    """The largest part of the run, and what to expect without it."""
+def verdict(found: Parts, progress: Progress, data: DataReport | None = None) -> Verdict:
+    """The largest part of the run, what causes it, and what to expect without it."""
     step, run_ns = found.step, found.run_ns
     if step is None or not run_ns:
         return Verdict("no step has been completed yet")
@@ -129,11 +130,23 @@ def verdict(found: Parts, progress: Progress) -> Verdict:
     of_step = ""
     if step.total_ns:
         of_step = f"; get_batch is {found.wait_in_steps_ns / step.total_ns:.0%} of a step"
+    if word == "DATA-BOUND" and data is not None:
+        of_step += _cause(data)
     if part < CLEAR * run_ns:
         word, figure = "BALANCED", f"nothing dominates; {figure}"
     return Verdict(
         f"{word}: {figure}{of_step}", _drift(step, found.phases), _what_if(found, progress)
     )
+
+
+def _cause(data: DataReport) -> str:
+    """What takes the time of those who make the batches, and how many would be enough."""
+    text = ""
+    if data.slowest is not None:
+        name, part = data.slowest
+        whose = "the workers' time" if data.workers else "making them"
+        text = f"; {name} is {part:.0%} of {whose}"
+    return f"{text}; {data.advice}" if data.advice else text
 
 
 def _share(part: float, whole: float) -> str:
