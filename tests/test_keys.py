@@ -126,6 +126,21 @@ async def check_runs(pilot: Pilot[str], key: str) -> None:
     await until_shown(pilot, "DONE", "epoch 2/2", other.name)
 
 
+async def check_view_ranks(pilot: Pilot[str], key: str) -> None:
+    await pilot.press(key)
+    await until_shown(pilot, "this run has one rank")
+
+
+async def check_view_data(pilot: Pilot[str], key: str) -> None:
+    await pilot.press(key)
+    await until_shown(pilot, "TraceHandler(data=True)")
+
+
+async def check_why(pilot: Pilot[str], key: str) -> None:
+    await pilot.press(key)
+    await until_shown(pilot, "TraceHandler(data=True)")
+
+
 async def check_theme(pilot: Pilot[str], key: str) -> None:
     seen = []
     for _ in THEMES:
@@ -377,6 +392,9 @@ CHECKS: dict[str, Check] = {
     "view('tree')": check_view_tree,
     "view('tables')": check_view_tables,
     "view('epochs')": check_view_epochs,
+    "view('ranks')": check_view_ranks,
+    "view('data')": check_view_data,
+    "why": check_why,
     "runs": check_runs,
     "theme": check_theme,
     "output": check_output,

@@ -6,6 +6,7 @@ After a change that is meant: ``pytest tests/test_pictures.py --snapshot-update`
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,17 @@ def test_the_picture_is_the_accepted_one(
 ) -> None:  # fmt: skip
     """Every state, at every size, looks as it did when somebody looked at it."""
     folder = tmp_path / "spleen-unet"
-    now = staged(folder, state)
+    with monkeypatch.context() as frozen:  # all ranks' clocks begin together
+        frozen.setattr("time.time_ns", lambda at=time.time_ns(): at)
+        frozen.setattr("time.monotonic_ns", lambda at=time.monotonic_ns(): at)
+        now = staged(folder, state)
     monkeypatch.setattr(JournalReader, "now_ns", lambda self: now)
     app = WatchApp(str(folder))
 
     async def shown(pilot: Pilot[Any]) -> None:
         await until(pilot, lambda: app.shown is not None, "nothing shown")
+        if state == "two ranks":
+            await until(pilot, lambda: app.shown.skew is not None, "no ranks")  # type: ignore[union-attr]
         await pilot.pause()
         await pilot.pause()
 

@@ -28,11 +28,12 @@ from firetrace.tui.format import printable
 from firetrace.tui.keys import bindings
 from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.detail import Detail
-from firetrace.tui.widgets.epochs import EpochsTable
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.help import Help
 from firetrace.tui.widgets.key_bar import KeyBar
+from firetrace.tui.widgets.rank_strip import RankStrip
+from firetrace.tui.widgets.rank_table import RankTable
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import ScalarsPane
 from firetrace.tui.widgets.slowest import SlowestTable
@@ -40,6 +41,7 @@ from firetrace.tui.widgets.stats_table import HandlerTable, PhaseTable
 from firetrace.tui.widgets.step_bar import StepBar
 from firetrace.tui.widgets.timeline import Timeline
 from firetrace.tui.widgets.vitals import Vitals
+from firetrace.tui.widgets.worker_lanes import WorkerLanes
 
 if TYPE_CHECKING:
     from firetrace.tui.child import Child
@@ -104,6 +106,7 @@ class WatchApp(Finding):
         yield Vitals()
         yield StepBar()
         yield HeatStrip()
+        yield RankStrip()
         yield Static("", id="waiting", markup=False)
         with Horizontal(id="panes"):
             yield PhaseTable(id="phases")
@@ -111,6 +114,7 @@ class WatchApp(Finding):
             yield SlowestTable(id="slowest")
         with Horizontal(id="lower"):
             yield Timeline()
+        yield WorkerLanes()
         if self.output is not None:
             yield self.output
         yield KeyBar()
@@ -234,18 +238,30 @@ class WatchApp(Finding):
             self.call_after_refresh(self.timeline.focus)  # hidden, it had lost the focus
         self.main(Headline).snapshot = snapshot
         self.timeline.show(snapshot)
+        self._show_ranks(snapshot)
         self.on_timeline_moved()
         if old is not None and old.report is snapshot.report:
             return
         for line in (self.main(Vitals), self.main(StepBar), self.main(HeatStrip)):
             line.snapshot = snapshot
+        main.set_class(bool(snapshot.workers), "has-workers")
         if old is None:
-            self._show_tables()
+            self.show_tables()
             self.call_after_refresh(_settle)
         elif self._tables is None:
-            self._tables = self.set_timer(TABLES_S, self._show_tables)
+            self._tables = self.set_timer(TABLES_S, self.show_tables)
 
-    def _show_tables(self) -> None:
+    def _show_ranks(self, snapshot: Snapshot) -> None:
+        strip = self.main(RankStrip)
+        if strip.snapshot is not None and strip.snapshot.skew is snapshot.skew:
+            return
+        strip.snapshot = snapshot
+        self.screen_stack[0].set_class(snapshot.skew is not None, "has-ranks")
+        for table in self.screen_stack[0].query(RankTable):
+            table.show(snapshot)
+
+    def show_tables(self) -> None:
+        """Draw what is drawn less often than the rest."""
         self._tables = None
         if self.shown is None or not self.screen_stack:
             return
@@ -293,6 +309,8 @@ class WatchApp(Finding):
         if not self.screen_stack:
             return  # the app is closing
         self.main(HeatStrip).cursor = self.timeline.cursor
+        lanes = self.main(WorkerLanes)
+        lanes.snapshot, lanes.axis = self.shown, self.timeline.axis
         for detail in self.screen_stack[0].query(Detail):
             if detail.display and self.shown is not None:
                 detail.show(self.shown, self.timeline.span)
@@ -327,16 +345,6 @@ class WatchApp(Finding):
         self.close_search()
         self.timeline.follow()
         self.timeline.focus()
-
-    async def action_view(self, view: str) -> None:
-        """One of ``VIEWS``, with the keys in its first pane."""
-        if view == "epochs" and not self.screen_stack[0].query(EpochsTable):
-            below = self.screen_stack[0].query_one("#lower")
-            await self.screen_stack[0].mount(EpochsTable(id="epochs"), ScalarsPane(), before=below)
-            self._show_tables()
-        main = self.set_view(view)
-        first = {"tables": "#phases", "epochs": "#epochs"}.get(view, "#timeline")
-        self.call_after_refresh(main.query_one(first).focus)
 
     def action_short(self) -> None:
         """Hide longer spans too; at last none."""

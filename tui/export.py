@@ -9,25 +9,34 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firetrace.tracer.errors import UsageError
 
 if TYPE_CHECKING:
-    from firetrace.exporters.otlp.delivery import Delivery
+    from firetrace.exporters.journals import Member
     from firetrace.exporters.selection import Selection
-    from firetrace.tui.progress import Reporting
+    from firetrace.tracer.run import Run
 
 HELP = "hand the spans to Perfetto or an OpenTelemetry backend"
 EPILOG = """\
 examples:
   firetrace export --to chrome -o trace.json.gz          for https://ui.perfetto.dev
   firetrace export --to chrome --slower-than 500ms       only the slow steps
+  firetrace export --to chrome --ranks 0,4-7             these ranks; by default all
   firetrace export --to otlp --endpoint http://localhost:4317
   firetrace export --to otlp --follow                    while the training goes on
   firetrace export --to otlp --resume                    what a relay could not send any more
   firetrace export --to otlp-file -o trace.jsonl.gz      OTLP as JSON Lines, for a Collector
+
+Of a run's directory all journals are taken: every attempt of every rank, each with its DataLoader
+workers. A .rows file means that rank's journal with its workers. In Perfetto a rank is a process,
+its workers are threads of it, and an arrow leads from a batch to the step that used it. An OTLP
+backend gets each journal with its own resource, and links from each step to that of rank 0 and from
+each batch to its step.
 
 OTLP reads the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT, ..._HEADERS, ..._COMPRESSION,
 ..._CERTIFICATE, ...). What a backend does not take is counted and makes the exit code 1.
@@ -76,6 +85,13 @@ def add(export: argparse.ArgumentParser) -> None:
 def add_selection(command: argparse.ArgumentParser) -> None:
     """The options that take a part of a run."""
     part = command.add_argument_group("a part of the run")
+    part.add_argument(
+        "--ranks", type=_ranks, metavar="LIST", help="only these, such as 0,2-5 (default: all)"
+    )
+    part.add_argument(
+        "--no-workers", dest="workers", action="store_false",
+        help="without what DataLoader workers did",
+    )  # fmt: skip
     part.add_argument("--from-epoch", type=int, metavar="N", help="from this epoch on")
     part.add_argument("--to-epoch", type=int, metavar="N", help="up to and with this epoch")
     part.add_argument(
@@ -104,6 +120,17 @@ def _duration(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; say 500ms, 2s or 1m")
     return int(float(match[1]) * UNITS[match[2].replace("µ", "u")])
+
+
+def _ranks(text: str) -> list[range]:
+    """Ranks and ranges of them."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part, re.ASCII)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"{text!r} names no ranks; say 0 or 0,2-5")
+        found.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return found
 
 
 def _assert_free(port: int) -> None:
@@ -143,8 +170,39 @@ def selection(arguments: argparse.Namespace) -> Selection:
     return Selection(first, last, arguments.slower_than, arguments.errors)
 
 
-def export(journal: Path, arguments: argparse.Namespace) -> int:
-    """Export a journal as the options say. Returns the exit code."""
+def chosen(
+    run: Run, arguments: argparse.Namespace, told: Callable[[str], object] = lambda line: None
+) -> tuple[Member, ...]:
+    """The journals that the options ask for; of those that cannot be read ``told`` is called.
+
+    Raises:
+        UsageError: there is no such rank.
+        JournalError: none can be read.
+    """
+    from firetrace.exporters.journals import members, readable
+
+    found = members(run, arguments.ranks, arguments.workers)
+    ranks = {each.rank for each in members(run)}
+    for some in arguments.ranks or ():
+        if not ranks.intersection(some):
+            name = f"{some.start}-{some.stop - 1}" if len(some) > 1 else f"{some.start}"
+            raise UsageError(f"--ranks: there is no rank {name}; {run.path} has {_listed(ranks)}")
+    return readable(found, told)
+
+
+def _listed(ranks: set[int]) -> str:
+    """Ranks as a user would type them."""
+    parts: list[list[int]] = []
+    for rank in sorted(ranks):
+        if parts and parts[-1][-1] == rank - 1:
+            parts[-1][1:] = [rank]
+        else:
+            parts.append([rank])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def export(run: Run, arguments: argparse.Namespace) -> int:
+    """Export a run's journals as the options say. Returns the exit code."""
     to_file = arguments.to != "otlp"
     given = {"--endpoint": arguments.endpoint, "--protocol": arguments.protocol}
     given |= {"--follow": arguments.follow, "--resume": arguments.resume}
@@ -156,86 +214,96 @@ def export(journal: Path, arguments: argparse.Namespace) -> int:
     if arguments.to == "chrome" and arguments.split != "auto":
         raise UsageError("--split: only with --to otlp and otlp-file; chrome has no traces")
     if not to_file:
-        return _send(journal, arguments)
+        return _send(run, arguments)
     from firetrace.exporters.files import is_device
     from firetrace.tui.format import printable
 
-    path = arguments.output or Path(f"{journal.parent.name}{_SUFFIXES[arguments.to]}")
-    if path.exists() and any(path.samefile(each) for each in journal.parent.iterdir()):
+    path = arguments.output or Path(f"{run.name}{_SUFFIXES[arguments.to]}")
+    if path.exists() and any(path.samefile(each) for each in run.path.iterdir()):
         raise UsageError(f"{path}: is a part of the run")
-    chosen = selection(arguments)
-    count = _write(journal, path, arguments, chosen)
+    count, journals = _write(run, path, arguments)
     where = "Open it in https://ui.perfetto.dev" if arguments.to == "chrome" else "OTLP JSON Lines"
     said = sys.stderr if is_device(path) else sys.stdout
-    said.write(printable(f"{path}: {count:,} spans. {where}") + "\n")
+    said.write(printable(f"{path}: {count:,} spans{_of(journals)}. {where}") + "\n")
     return 0
 
 
 _SUFFIXES = {"chrome": ".json.gz", "otlp-file": ".jsonl.gz"}
 
 
-def _write(
-    journal: Path, path: Path, arguments: argparse.Namespace, chosen: Selection
-) -> int:  # fmt: skip
-    from firetrace.exporters.selection import Selector
-    from firetrace.tracer.stream import blocks
+def _of(journals: int) -> str:
+    return f" of {journals} journals" if journals > 1 else ""
+
+
+def _write(run: Run, path: Path, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Write a file. Returns of how many spans and journals."""
+    from firetrace.exporters.journals import about, paths
+    from firetrace.tui.cli import tell
     from firetrace.tui.progress import Reporting
 
-    with Reporting("writing", about(journal)) as progress, Selector(journal, chosen) as selector:
-        found = selector.select(blocks(journal))
+    selected = selection(arguments)
+    found = chosen(run, arguments, tell)
+    journals = [*paths(found)]
+    with Reporting("writing", sum(map(about, journals))) as progress:
         if arguments.to == "chrome":
-            from firetrace.exporters.chrome.export import (
-                export_chrome,
-                too_large,
-                uncompressed_bytes,
-            )
+            from firetrace.exporters.chrome.export import too_large, uncompressed_bytes
+            from firetrace.exporters.chrome.run import export_run
 
-            count = export_chrome(found, path, progress, about(journal))
+            count = export_run(found, path, selected, progress)
             warning = too_large(uncompressed_bytes(path))
             if warning:
                 progress.say(warning)
-            return count
-        from firetrace.exporters.otlp.file import export_otlp_file
+        else:
+            from firetrace.exporters.otlp.file import export_otlp_file
 
-        return export_otlp_file(journal, path, chosen, _split(arguments), progress)
+            count = export_otlp_file(journals, path, selected, _split(arguments), progress)
+    return count, len(journals)
 
 
 def _split(arguments: argparse.Namespace) -> str | None:
     return None if arguments.split == "auto" else str(arguments.split)
 
 
-def about(journal: Path) -> int:
-    """How many spans a journal has at most."""
-    from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES
-
-    return max(0, journal.stat().st_size - HEADER_BYTES) // ROW_BYTES
-
-
-def _send(journal: Path, arguments: argparse.Namespace) -> int:
-    from firetrace.exporters.otlp.delivery import Cursor, Delivery
+def _send(run: Run, arguments: argparse.Namespace) -> int:
+    from firetrace.exporters.journals import about, paths
+    from firetrace.exporters.otlp.run import RunDelivery
     from firetrace.exporters.otlp.sender import Sender, connect
+    from firetrace.tracer.run import open_run
+    from firetrace.tui.cli import fail, tell
     from firetrace.tui.format import printable
     from firetrace.tui.progress import Reporting
 
-    chosen = selection(arguments)
-    if arguments.follow and chosen.needs_the_end:
+    selected = selection(arguments)
+    if arguments.follow and selected.needs_the_end:
         raise UsageError("--slower-than and --errors cannot be told of a step before it has ended")
-    if arguments.resume and (chosen or arguments.split != "auto"):
+    if arguments.resume and (selected or arguments.split != "auto"):
         raise UsageError("--resume sends the whole run, split as the journal says")
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # ours says the same, once
+    journals = [*paths(chosen(run, arguments, tell))]
+    is_file = arguments.run is not None and Path(arguments.run).is_file()
+
+    def now() -> list[Path]:
+        """What there is by now: other attempts and workers begin while one follows."""
+        return [*paths(chosen(run if is_file else open_run(run.path), arguments))]
+
     transport = connect(arguments.protocol, arguments.endpoint)
     stop = threading.Event()
-    with Reporting("sending", about(journal)) as progress:
-        sender = Sender(transport, arguments.patience / 1e9, progress.say, stop)
-        cursor = Cursor(journal) if arguments.resume else None
-        delivery = Delivery(journal, sender, cursor, _split(arguments), chosen, progress)
-        try:
-            whole = _deliver(delivery, arguments, stop, progress)
-        finally:
-            sender.close()
-            delivery.close()
-    sent = sender.sent
-    done = f"{journal.parent.name}: {sent.accepted:,} spans sent and acknowledged"
+    with Reporting("sending", sum(map(about, journals))) as progress, closing(transport):
+        delivery = RunDelivery(
+            now if arguments.follow else lambda: journals,
+            lambda: Sender(transport, arguments.patience / 1e9, progress.say, stop),
+            _split(arguments), selected, arguments.resume, progress, progress.say,
+        )  # fmt: skip
+        if arguments.follow:
+            before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+            try:
+                whole = delivery.follow(stop)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        else:
+            whole = delivery.once()
+    sent = delivery.sent
+    done = f"{run.name}: {sent.accepted:,} spans{_of(delivery.journals)} sent and acknowledged"
     if sent.rejected:
         done += f", {sent.rejected:,} rejected"
     if not whole:
@@ -244,35 +312,17 @@ def _send(journal: Path, arguments: argparse.Namespace) -> int:
     if whole and not sent.rejected:
         sys.stdout.write(printable(f"{done}{reasons}") + "\n")
         return 0
-    from firetrace.tui.cli import fail
-
     return fail(done + reasons)
 
 
-def _deliver(
-    delivery: Delivery, arguments: argparse.Namespace, stop: threading.Event, progress: Reporting
-) -> bool:
-    """Returns whether everything was dealt with."""
-    if arguments.follow or (arguments.resume and delivery.alive):
-        if not arguments.follow:
-            progress.say("the run is still being written; what is open is left for the next time")
-            return delivery.once()
-        before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-        try:
-            return delivery.follow(stop)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return delivery.once() and delivery.rest()
-
-
-def open_in_perfetto(journal: Path, arguments: argparse.Namespace) -> int:
-    """Show a journal in Perfetto. Returns the exit code."""
+def open_in_perfetto(run: Run, arguments: argparse.Namespace) -> int:
+    """Show a run in Perfetto. Returns the exit code."""
     import tempfile
 
     from firetrace.exporters.perfetto import TracePage, offline_ui, open_browser, ssh_line
     from firetrace.tui.format import printable
 
-    name = journal.parent.name
+    name = run.name
     ui = None if arguments.online else offline_ui()
     _assert_free(arguments.port)
     for number in (signal.SIGTERM, signal.SIGHUP):  # nothing stays behind when ssh is gone
@@ -280,9 +330,11 @@ def open_in_perfetto(journal: Path, arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="firetrace-") as folder:
         path = Path(folder) / f"{name}.json.gz"
         arguments.to, arguments.split = "chrome", "auto"
-        count = _write(journal, path, arguments, selection(arguments))
+        count, journals = _write(run, path, arguments)
         with TracePage(path, title=name, ui=ui, port=arguments.port) as page:
-            sys.stdout.write(printable(f"{name}: {count:,} spans, at {page.url}") + "\n")
+            sys.stdout.write(
+                printable(f"{name}: {count:,} spans{_of(journals)}, at {page.url}") + "\n"
+            )
             if not open_browser(page.url):
                 sys.stdout.write(
                     "No browser here. On your own machine type\n"

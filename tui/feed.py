@@ -18,9 +18,12 @@ from firetrace.tracer.run import base_directory, find_run, open_run, rank_of
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 from firetrace.tui.model.digest import Digest
+from firetrace.tui.model.pipeline import DataSources
+from firetrace.tui.model.ranks import Ranks, Skew, skew
 from firetrace.tui.model.report import Report, report, tree_of
 from firetrace.tui.model.tree import Tree
 from firetrace.tui.model.verdict import hanging
+from firetrace.tui.model.workers import Worker
 
 #: A path that is given may be no journal for a moment, while it is being made.
 GRACE_S = 2.0
@@ -28,6 +31,8 @@ GRACE_S = 2.0
 BOOT_S = 0.7
 #: How often is looked for what follows a run that is over: it opens every run that is known.
 LOOK_S = 1.0
+#: How often all ranks are looked at, and for how many times as long as that took they are not.
+RANKS_S, RANKS_REST = 1.0, 8
 #: States that a run does not leave unless its program begins another one.
 OVER = ("finished", "ended", "died")
 
@@ -44,6 +49,8 @@ class Snapshot:
     now_ns: int  #: the present, Unix ns; of a run that is over, its last moment
     read: float = 1.0  #: how much of the file has been read; below 1 while a long one is opened
     notice: str = ""  #: what has become of the file: cut short, replaced, deleted
+    skew: Skew | None = None  #: of all ranks, where there are several
+    workers: tuple[Worker, ...] = ()  #: who makes batches, where that is recorded
 
     @property
     def main_lane(self) -> int:
@@ -78,11 +85,13 @@ class Feed:
         self._journals: tuple[Path, ...] = ()
         self._unreadable_since: float | None = None
         self._looked = 0.0
+        self._watch: RankWatch | None = None
         #: Whether another journal may take the place of one that is over: nobody browses in it.
         self.may_move_on = True
 
     def close(self) -> None:
         """Close the journal."""
+        self._watch = None
         if self._source is not None:
             self._source.close()
             self._source = None
@@ -94,9 +103,21 @@ class Feed:
             FiretraceError: there is something, but no journal that can be read.
         """
         found = self._read() if self._source is not None or self._open() else self._wait()
+        found = self._with_ranks(found)
         if found is not None:
             self._last = found
         return found
+
+    def _with_ranks(self, found: Snapshot | Waiting | None) -> Snapshot | Waiting | None:
+        """With what there is to say of all ranks, which is looked at after the first picture."""
+        shown = found if found is not None else self._last
+        if self._watch is None or not isinstance(shown, Snapshot) or self._last is None:
+            return found
+        changed = self._watch.look()
+        if found is None and not changed:
+            return None
+        skew = self._watch.skew
+        return replace(shown, skew=skew, ranks=max(shown.ranks, len(skew.rows) if skew else 0))
 
     def _wait(self) -> Waiting | None:
         where = self._name if self._name is not None else f"{base_directory()}"
@@ -115,6 +136,7 @@ class Feed:
         except OSError as error:
             raise FiretraceError(f"{self._name}: {error.strerror or error}") from error
         self._journals = run.journals
+        self._watch = RankWatch(run.path)
         self._unreadable_since = None
         return True
 
@@ -183,6 +205,41 @@ class Feed:
             return
         self.close()
         self._source, self._journals, self._last = source, run.journals, None
+        self._watch = RankWatch(run.path)
+
+
+class RankWatch:
+    """Follows all ranks of a run, where there are several.
+
+    Args:
+        path: the run's directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ranks: Ranks | None = None
+        self._next = 0.0  # when to look again
+        self.skew: Skew | None = None
+
+    def look(self) -> bool:
+        """Look, now and then; return whether anything changed."""
+        began = time.monotonic()
+        if began < self._next:
+            return False
+        changed = False
+        try:
+            if self._ranks is None and self._several():
+                self._ranks = Ranks(self._path)
+            if self._ranks is not None and self._ranks.poll():
+                self.skew, changed = skew(self._ranks), True
+        except (FiretraceError, OSError):  # removed while it is shown: what was read stays
+            changed = False
+        took = time.monotonic() - began
+        self._next = began + max(RANKS_S, RANKS_REST * took)
+        return changed
+
+    def _several(self) -> bool:
+        return len({rank_of(each) for each in self._path.glob("rank*.rows")} - {None}) > 1
 
 
 CUT_SHORT = "the journal was cut short: shown is what is left of it"
@@ -203,12 +260,14 @@ class Source:
         self.stream = Stream(path)
         self._pages = Pages(self.stream.reader)
         self._digest = Digest(self.stream.reader.row)
+        self._data = DataSources(path, self.stream.reader.header, self.stream.reader.meta)
         self._blocks: Iterator[Table] | None = None
         self._newest = 0  # the highest row number that was seen
 
     def close(self) -> None:
-        """Close the file; trees of it stay readable."""
+        """Close the files; trees of it stay readable."""
         self.stream.close()
+        self._data.close()
 
     def read(self) -> bool:
         """Take in what is new, for ``BOOT_S`` at most. Return whether anything changed."""
@@ -224,6 +283,7 @@ class Source:
             if time.monotonic() > until:
                 return True
         self._blocks = None
+        changed |= self._data.read(until)
         return changed or self.stream.reader.numbers.tolist() != before
 
     def snapshot(self, before: Tree | None, notice: str) -> Snapshot:
@@ -236,8 +296,9 @@ class Source:
             read = self.stream.reader.position.windows * self.stream.reader.header.window_bytes
             read = min(0.99, read / whole)
         return Snapshot(
-            report(tree), tree, self.path, str(rank) if rank is not None else self.path.stem,
-            self.ranks, tree.now_ns, read, notice,
+            report(tree, self._data), tree, self.path,
+            str(rank) if rank is not None else self.path.stem,
+            self.ranks, tree.now_ns, read, notice, workers=self._data.workers(),
         )  # fmt: skip
 
     def what_became_of_it(self) -> str:

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import Screen
 from textual.widgets import Input
 
-from firetrace.tui.doing import Doing
+from firetrace.tracer.errors import FiretraceError
+from firetrace.tracer.run import open_run
+from firetrace.tui.doing import COPY_S, Doing
+from firetrace.tui.widgets.chosen import RankChosen
+from firetrace.tui.widgets.epochs import EpochsTable
 from firetrace.tui.widgets.key_bar import KeyBar
+from firetrace.tui.widgets.rank_table import RankTable
+from firetrace.tui.widgets.scalars import ScalarsPane
 from firetrace.tui.widgets.search_bar import SearchBar
+from firetrace.tui.widgets.stats_table import TransformTable
 
 if TYPE_CHECKING:
     from firetrace.tui.child import Child
 
-VIEWS = ("all", "tree", "tables", "epochs")
+VIEWS = ("all", "tree", "tables", "epochs", "ranks", "data")
 
 
 class Finding(Doing):
@@ -30,6 +37,62 @@ class Finding(Doing):
         for each in VIEWS:
             main.set_class(each == view, f"view-{each}")
         return main
+
+    def show_tables(self) -> None:
+        """Draw what is drawn less often than the rest."""
+        raise NotImplementedError
+
+    async def action_view(self, view: str) -> None:
+        """One of ``VIEWS``, with the keys in its first pane."""
+        below = self.screen_stack[0].query_one("#lower")
+        missing = self._missing(view)
+        if missing:
+            self.say(missing, 4)
+            return
+        if view == "epochs" and not self.screen_stack[0].query(EpochsTable):
+            await self.screen_stack[0].mount(EpochsTable(id="epochs"), ScalarsPane(), before=below)
+            self.show_tables()
+        if view == "ranks" and not self.screen_stack[0].query(RankTable):
+            await self.screen_stack[0].mount(RankTable(id="ranks"), before=below)
+            self.show_tables()
+        if view == "data" and not self.screen_stack[0].query(TransformTable):
+            await self.screen_stack[0].mount(TransformTable(id="data"), before=below)
+            self.show_tables()
+        main = self.set_view(view)
+        first = {"tables": "#phases", "epochs": "#epochs", "ranks": "#ranks", "data": "#data"}
+        self.call_after_refresh(main.query_one(first.get(view, "#timeline")).focus)
+
+    def _missing(self, view: str) -> str:
+        """Why a view would be empty; empty: it is not."""
+        if self.shown is None:
+            return ""
+        if view == "ranks" and self.shown.skew is None:
+            return "this run has one rank"
+        if view == "data" and self.shown.report.data is None:
+            return (
+                "how batches are made is recorded by TraceHandler(data=True), "
+                "or firetrace run --data"
+            )
+        return ""
+
+    def action_why(self) -> None:
+        """The arithmetic behind the verdict."""
+        data = self.shown.report.data if self.shown is not None else None
+        lines = data.why if data is not None else ()
+        missing = self._missing("data") or "no batch has been made yet"
+        self.say("\n".join(lines) or missing, COPY_S / 2)
+
+    def on_rank_chosen(self, message: RankChosen) -> None:
+        """Show that rank's run in the other views."""
+        if self.shown is None:
+            return
+        try:
+            journal = open_run(self.shown.path.parent).ranks.get(message.rank)
+        except FiretraceError as error:
+            self.say(str(error), wrong=True)
+            return
+        if journal is not None:
+            self.switch_to(str(journal))
 
     def go_to(self, number: int) -> None:
         """Put the cursor on a span, unfolded, in the tree."""

@@ -20,6 +20,7 @@ from firetrace.tracer.aligned import Alignment, aligned
 from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import Flag, Header, Name
 from firetrace.tracer.meta import Loading, Meta
+from firetrace.tracer.pages import Pages
 from firetrace.tracer.passes import consumers
 from firetrace.tracer.run import data_journals
 from firetrace.tracer.stream import Stream
@@ -28,6 +29,7 @@ from firetrace.tracer.table import Ints, Table, places
 from firetrace.tui.format import duration
 from firetrace.tui.model.columns import Spans
 from firetrace.tui.model.distribution import Distribution, Stats
+from firetrace.tui.model.workers import Mark, Part, Worker
 
 #: How often it is looked for workers that are new.
 LOOK_S = 1.0
@@ -35,6 +37,7 @@ LOOK_S = 1.0
 MOST_JOURNALS = 256
 #: A wait that is a smaller part of a step than this needs no cure.
 WORTH_IT = 0.05
+MOST_OPEN = 64
 UNTOLD = -1  # a pass of which nobody is known to use anything
 
 
@@ -99,6 +102,8 @@ class DataSource:
         self.newest_ns = 0
         self._consumers: dict[int, Loading] = {}
         self._known = (-1, -1)  # passes and loadings of which the consumers are known
+        self._pages = Pages(self.stream.reader)
+        self._inside: dict[int, list[Mark]] = {}
 
     @property
     def meta(self) -> Meta:
@@ -165,6 +170,23 @@ class DataSource:
             found = self.sums[lane, id] = _Sum(name)
         return found
 
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """What it has of each worker, by the names of their lanes."""
+        offset, used_by = self.alignment.offset_ns, self.consumers()
+        for lane, batches in list(self.batches.items()):
+            part = Part(batches, self._pages, self.meta.names, offset, self._inside, used_by)
+            yield self.meta.lane(lane).engine, part
+
+    def open(self) -> Iterator[tuple[str, Mark]]:
+        """What is open, outermost first, by the names of its lanes."""
+        reader, offset = self.stream.reader, self.alignment.offset_ns
+        if reader.alive() is False:
+            return
+        running = np.flatnonzero(reader.rows["end"] == 0)[:MOST_OPEN]
+        for row in reader.rows[running][np.argsort(reader.numbers[running])].tolist():
+            name = self.meta.names.get(row[1], LOST)
+            yield self.meta.lane(row[2]).engine, Mark(name.kind, name.text, row[7] + offset, 0)
+
     def close(self) -> None:
         """Close the file."""
         self.stream.close()
@@ -204,6 +226,21 @@ class DataSources:
     def behind(self) -> bool:
         """Whether there is more that was not read for want of time."""
         return self._at_work is not None
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Everyone who makes batches; those of a loader's first."""
+        parts: dict[str, list[Part]] = {}
+        at_work: dict[str, list[Mark]] = {}
+        for source in list(self.all.values()):
+            for label, part in source.parts():
+                parts.setdefault(label, []).append(part)
+            for label, mark in source.open():
+                at_work.setdefault(label, []).append(mark)
+        labels = sorted({*parts, *at_work}, key=lambda label: (-len(label.split()), label))
+        return tuple(
+            Worker(label, tuple(parts.get(label, ())), tuple(at_work.get(label, ())))
+            for label in labels
+        )
 
     def _blocks(self) -> Iterator[bool]:
         for source in list(self.all.values()):

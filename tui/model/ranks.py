@@ -31,6 +31,7 @@ from firetrace.tui.model.straggler import (
     outliers,
 )
 from firetrace.tui.model.waiting import OneOff, Straggler, verdict
+from firetrace.tui.model.workers import slowest_lately
 
 #: Steps that are kept of all ranks together, 72 bytes each; of more every second one is.
 MOST_STEPS = 3 * 2**20
@@ -257,9 +258,10 @@ def _straggler(ranks: Ranks, engine: str, found: Compared, blame: Blame, lately:
     begin = max(0, (len(order) - LOOKED_AT) // 2)
     usual = order[begin : begin + LOOKED_AT].tolist()
     named = culprit(ranks.readers, engine, found, rank, blame.cause, usual)
+    slowest = slowest_lately(ranks.readers[rank].path) if named.cause == "data" else None
     return Straggler(
         rank, named.cause, named.name, named.own_ns, named.others_ns, blame.count, blame.share,
-        blame.often, lately,
+        blame.often, lately, *(slowest or ()),
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ class Straggler:
     share: float  #: of the time that it was waited for
     often: bool  #: in most steps
     lately: bool  #: of the last steps; not of the whole run
+    made_by: str = ""  #: if it is its data: what of making it takes most; raw text of the trace
+    made_share: float = 0.0  #: of the time that making takes
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def verdict(found: Compared, stragglers: Sequence[Straggler], one_offs: Sequence
         if first.name:
             own, others = duration(first.own_ns), duration(first.others_ns)
             said += f" ({first.name} {own} against {others})"
+        if first.made_by:
+            said += f": {first.made_by} is {first.made_share:.0%} of making its batches"
         if len(stragglers) > 1:
             more = ", ".join(str(each.rank) for each in stragglers[1:4])
             left = f" and {len(stragglers) - 4:,} more" if len(stragglers) > 4 else ""

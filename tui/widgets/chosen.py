@@ -11,3 +11,11 @@ class SpanChosen(Message):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+class RankChosen(Message):
+    """Show this rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank

@@ -14,6 +14,7 @@ from firetrace.tracer.journal import Flag
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import LONGEST, clip, count, duration, printable
 from firetrace.tui.model.tree import Span
+from firetrace.tui.model.workers import made_for, own_times
 from firetrace.tui.widgets.palette import colours
 
 FLAGS = {
@@ -25,6 +26,7 @@ FLAGS = {
     Flag.SKIPPED: "the optimizer was not stepped",
 }
 Facts = list[tuple[str, str]]
+MOST_PARTS = 4
 
 
 class Detail(VerticalScroll):
@@ -79,6 +81,7 @@ def facts(snapshot: Snapshot, span: Span, notes: list[dict[str, Any]]) -> Facts:
             times = f", {took / p50:.3g} times p50" if p50 else ""
             found.append(("its like", f"p50 {duration(p50)}, p99 {duration(p99)}{times}"))
             found.append(("", f"max {duration(group.times.largest)}, n {count(group.ended)}"))
+    found += _batch(snapshot, span)
     begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(span.start_ns / 1e9))
     found += [
         ("begun", f"{begun}.{span.start_ns % 10**9 // 1000:06d}"),
@@ -106,3 +109,20 @@ def facts(snapshot: Snapshot, span: Span, notes: list[dict[str, Any]]) -> Facts:
     if len(children):
         found.append(("inside", f"{count(len(children))} spans"))
     return found
+
+
+def _batch(snapshot: Snapshot, span: Span) -> Facts:
+    """Who made the batch that a step used, how long that took, and what in it."""
+    if span.kind not in ("step", "iteration") and span.text != "get_batch":
+        return []
+    made = made_for(snapshot.workers, span.lane, span.iteration)
+    if made is None:
+        return []
+    worker, batch, inside = made
+    took = own_times(inside, snapshot.now_ns)
+    most = sorted(took.items(), key=lambda pair: -pair[1])[:MOST_PARTS]
+    parts = ", ".join(f"{name} {duration(ns)}" for name, ns in most)
+    return [
+        ("its batch", f"made by {worker.label} in {duration(batch.end_ns - batch.start_ns)}"),
+        *([("", parts)] if parts else []),
+    ]

@@ -65,7 +65,10 @@ class Headline(Widget):
 
     def _second(self, snapshot: Snapshot, width: int) -> Text:
         report, own = snapshot.report, colours()
+        skew = snapshot.skew
         trouble = snapshot.hanging or snapshot.notice
+        if not trouble and skew is not None and skew.first_death is not None:
+            trouble = skew.verdict
         if not trouble and report.exceptions and report.state in ("died", "ended", "unknown"):
             trouble = report.exceptions[-1]
         if trouble:
@@ -73,7 +76,12 @@ class Headline(Widget):
         errors = len(report.exceptions)  # which the program caught: it goes on
         caught = f"{errors} error{'s' if errors > 1 else ''} (e)" if errors else ""
         more = [each for each in (caught, report.drift, report.what_if, *report.notes) if each]
-        word, colon, rest = report.verdict.partition(":")
+        said = report.verdict
+        if skew is not None and skew.chronic:  # what all ranks wait for comes first
+            said, more = skew.verdict, [said, *more]
+        elif skew is not None:
+            more.append(skew.verdict)
+        word, colon, rest = said.partition(":")
         line = Text.assemble(("▲ " if colon else "  ", own.warning))
         line.append(clip(word + colon, width - 2), _alert(own) if colon else own.dim)
         line.append(clip(" · ".join([rest, *more]), width - line.cell_len))

@@ -9,8 +9,10 @@ from rich.text import Text
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import bar, count, duration, share
 from firetrace.tui.model.distribution import Stats
+from firetrace.tui.model.workers import MADE
 from firetrace.tui.widgets.palette import Palette, colours
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
+from firetrace.tui.widgets.worker_lanes import colour_of
 
 
 class StatsTable(RowsTable):
@@ -58,6 +60,24 @@ class HandlerTable(StatsTable):
         """A row a handler."""
         handlers = snapshot.report.handlers.items()
         return {name: self.cells(name, stats, colours().handler) for name, stats in handlers}
+
+
+class TransformTable(StatsTable):
+    """What batches are made of; the share is that of the time of who makes them."""
+
+    PANE = "Making batches"
+    FIRST = "transform"
+
+    def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
+        """A row a transform, with the batches and samples they are of."""
+        data = snapshot.report.data
+        if data is None:
+            return {}
+        structure = colours().structure
+        return {
+            name: self.cells(name, each.stats, colour_of(name) if each.kind in MADE else structure)
+            for name, each in data.made.items()
+        }
 
 
 #: A median that is off by less than this is drawn as no news.

@@ -110,6 +110,11 @@ class Timeline(LinesView):
             return None
         return self._snapshot.tree.span(self._axis.frame)
 
+    @property
+    def axis(self) -> Axis | None:
+        """What the bars are laid out in."""
+        return self._axis
+
     def shown_spans(self) -> list[Span]:
         """The spans on the screen, top to bottom."""
         if self._snapshot is None:

@@ -1,0 +1,175 @@
+"""Ranks and workers in the app: real journals of many ranks, a real training with slow data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firetrace.tui import app as app_module
+from firetrace.tui import feed as feed_module
+from firetrace.tui.app import WatchApp
+from firetrace.tui.widgets.rank_strip import RankStrip, chosen, spread
+from firetrace.tui.widgets.rank_table import RankTable
+from firetrace.tui.widgets.worker_lanes import WorkerLanes
+from tests.support.ranks import MS, SimulatedRun
+from tests.support.screens import SIZE, screen_of, until, until_shown
+
+
+@pytest.fixture(autouse=True)
+def fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests do not wait for a reader made for eyes."""
+    monkeypatch.setattr(app_module, "PERIOD_S", 0.06)
+    monkeypatch.setattr(feed_module, "RANKS_S", 0.1)
+
+
+def slow_in_data(ranks: int, which: int, steps: int = 60) -> SimulatedRun:
+    run = SimulatedRun(ranks, steps)
+    run.data[which] += 30 * MS
+    return run
+
+
+async def test_the_straggler_is_named_and_ranks_have_lines(tmp_path: Path) -> None:
+    """The verdict comes first; each rank has a line, with how late it was."""
+    slow_in_data(3, 1).write(tmp_path / "run")
+    app = WatchApp(str(tmp_path / "run"))
+    async with app.run_test(size=SIZE) as pilot:
+        await until_shown(pilot, "STRAGGLER: rank 1", "its data is slow", "rank 0 of 3")
+        await until_shown(pilot, "rank 0 ", "rank 1 ", "rank 2 ", "ranks, step 1")
+        await pilot.press("5")
+        await until_shown(pilot, "Ranks: medians of their own steps")
+        table = app.screen_stack[0].query_one("#ranks")
+        assert isinstance(table, RankTable)
+        assert table.ordered_rows[0].key.value == "1"
+
+
+async def test_a_rank_is_chosen_in_the_table(tmp_path: Path) -> None:
+    """Enter shows that rank; the ranks stay."""
+    slow_in_data(2, 1).write(tmp_path / "run")
+    app = WatchApp(str(tmp_path / "run"))
+    async with app.run_test(size=SIZE) as pilot:
+        await until_shown(pilot, "STRAGGLER: rank 1")
+        await pilot.press("5")
+        await until_shown(pilot, "Ranks: medians")
+        await pilot.press("enter")
+        await until_shown(pilot, "rank 1 of 2", "STRAGGLER: rank 1")
+
+
+async def test_a_rank_that_died_is_said_to_have_died(tmp_path: Path) -> None:
+    """By name, and where, in the colour of errors and in the second line."""
+    run = SimulatedRun(3, 40)
+    run.kill(2, 17, "forward", 50 * MS)
+    run.write(tmp_path / "run")
+    app = WatchApp(str(tmp_path / "run"))
+    async with app.run_test(size=SIZE) as pilot:
+        await until_shown(pilot, "rank 2 DIED")
+        assert "✖ rank 2" in screen_of(pilot)
+
+
+async def test_many_ranks_are_folded_to_those_that_were_late(tmp_path: Path) -> None:
+    """Of 40 ranks the lines that fit are those of the worst, in their order."""
+    slow_in_data(40, 33, 20).write(tmp_path / "run")
+    app = WatchApp(str(tmp_path / "run"))
+    async with app.run_test(size=SIZE) as pilot:
+        await until_shown(pilot, "STRAGGLER: rank 33", "ranks, step", "rank 33   ▀")
+        skew = app.shown.skew if app.shown is not None else None
+        assert skew is not None
+        rows = chosen(skew, 4)
+        assert len(rows) == 4
+        assert 33 in [row.rank for row in rows]
+        assert [row.rank for row in rows] == sorted(row.rank for row in rows)
+        assert 2 <= app.screen_stack[0].query_one(RankStrip).size.height <= 9
+
+
+def test_values_are_spread_over_cells() -> None:
+    """Of several in a cell the largest; where there is none, nothing."""
+    import numpy as np
+
+    assert spread(np.array([1.0, 5.0, 2.0, 3.0]), 2) == [5.0, 3.0]
+    assert spread(np.array([1.0, 2.0]), 4) == [1.0, 1.0, 2.0, 2.0]
+    assert np.isnan(spread(np.array([np.nan, np.nan]), 1)).all()
+    assert np.isnan(spread(np.empty(0), 3)).all()
+
+
+TRAINING = """
+    import sys, time
+    from ignite.engine import Engine
+    from monai.data import DataLoader, Dataset
+    from monai.transforms import Compose, EnsureTyped, MapTransform, RandFlipd
+    import numpy as np
+    from firetrace import TraceHandler
+
+    class SlowReadd(MapTransform):
+        def __call__(self, data):
+            time.sleep(0.02)
+            return dict(data)
+
+    if __name__ == "__main__":
+        items = [{"image": np.zeros((1, 8, 8, 8), "float32")} for _ in range(40)]
+        transform = Compose([
+            SlowReadd(["image"]), EnsureTyped(["image"]), RandFlipd(["image"], prob=0.5)
+        ])
+        loader = DataLoader(
+            Dataset(items, transform), batch_size=4, num_workers=2,
+            multiprocessing_context=sys.argv[2],
+        )
+        trainer = Engine(lambda engine, batch: time.sleep(0.005))
+        TraceHandler(sys.argv[1], data=True).attach(trainer)
+        print("begins", flush=True)
+        trainer.run(loader, max_epochs=60)
+"""
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[Path]:
+    """A training that waits for a slow transform, in a process of its own."""
+    program = tmp_path / "train.py"
+    program.write_text(textwrap.dedent(TRAINING))
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": "", "XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, str(program), str(out), "fork"], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        try:
+            yield out
+        finally:
+            process.kill()
+
+
+async def test_a_slow_transform_is_named_within_ten_seconds(training: Path) -> None:
+    """Live: the verdict goes to the transform, with how many workers would do."""
+    began = time.monotonic()
+    app = WatchApp(str(training))
+    async with app.run_test(size=(180, 44), notifications=True) as pilot:
+        await until_shown(pilot, "DATA-BOUND", "SlowReadd is", "of the workers' time")
+        assert time.monotonic() - began < 10
+        await until_shown(pilot, "Workers", "worker 0", "worker 1")
+        lanes = app.screen_stack[0].query_one(WorkerLanes)
+        await until(pilot, lambda: "█" in lanes.render().plain, "empty lanes")
+        await pilot.press("6")
+        await until_shown(pilot, "Making batches", "SlowReadd", "RandFlipd", "sample")
+        await pilot.press("W")
+        await until_shown(pilot, "a batch takes a worker", "2 workers make a batch every")
+        await pilot.press("2", "home", "s", "enter")
+        await until_shown(pilot, "its batch", "made by worker")
+
+
+async def test_a_program_that_is_gone_leaves_no_worker_at_work(training: Path) -> None:
+    """What its workers had open when they were killed is not shown as if it went on."""
+    app = WatchApp(str(training))
+    async with app.run_test(size=(160, 40)) as pilot:
+        await until_shown(pilot, "worker 0", "RUN")
+        subprocess.run(["pkill", "-KILL", "-f", str(training)], check=True)
+        await until_shown(pilot, "DIED")
+        await until(pilot, lambda: app.shown is not None and not any(
+            worker.open for worker in app.shown.workers
+        ), "still at work")  # fmt: skip
