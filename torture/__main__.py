@@ -25,6 +25,7 @@ SUBJECTS = {
     "kills": "kills", "budget": "budget", "disks": "disks.subject", "processes": "processes",
     "journals": "journals.subject", "fuzz": "journals.fuzz", "long": "long",
     "threads": "threads", "security": "security.subject", "faults": "faults",
+    "stragglers": "stragglers",
 }  # fmt: skip
 Subject = Callable[[Settings, Progress], Iterable[Result]]
 

@@ -20,6 +20,7 @@ class Settings:
     commands: int = 40  #: of which the real commands, and the app, get one each
     fuzz_seconds: int = 60  #: of each target of the coverage-guided fuzzer
     long_spans: int = 50_000_000
+    stragglers: int = 20  #: trainings of two ranks, one of them slow
     events: int = 1_000_000  #: beside a reader that opens and closes all the time
 
     @classmethod
@@ -27,5 +28,5 @@ class Settings:
         """What runs on every change: every kind of fault, fewer of each."""
         return cls(
             workspace, seed, short=True, kills=30, relayed_kills=2, journals=280, commands=3,
-            fuzz_seconds=4, long_spans=300_000, events=100_000,
+            fuzz_seconds=4, long_spans=300_000, stragglers=2, events=100_000,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from firetrace.tui.console import Page, text
+from firetrace.tui.console import Page
 from firetrace.tui.format import duration, printable, share
 from firetrace.tui.model.deaths import DEAD
 from firetrace.tui.model.ranks import RankRow, Skew
@@ -16,7 +16,6 @@ MOST_DEAD = 8
 def print_ranks(console: Page, skew: Skew) -> None:
     """Print what is to be said of the ranks."""
     console.print()
-    console.print(text(skew.verdict), style="bold yellow")
     dead = [row for row in skew.rows if row.state in DEAD]
     for row in sorted(dead, key=lambda row: (row.rank != skew.first_death, row.seen_ns))[
         :MOST_DEAD

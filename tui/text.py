@@ -46,6 +46,8 @@ def print_report(report: Report, ranks: Skew | None = None) -> None:
     console = Page()
     console.print(Text.assemble(("run ", "dim"), (printable(report.run), "bold"), " ",
                                 WORDS.get(report.state, report.state)))  # fmt: skip
+    if ranks is not None:  # what all of them wait for comes first
+        console.print(text(ranks.verdict), style="bold yellow")
     console.print(text(report.verdict), style="bold yellow")
     for more in (report.drift, report.what_if):
         if more:
