@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from firetrace.exporters.journals import rank_journal
+from firetrace.exporters.steps import STEP, Steps, Used
 from firetrace.tracer.ids import Row
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.run import is_data
 from firetrace.tracer.stream import blocks, latest
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, Places
@@ -178,3 +181,56 @@ class Selector:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class BatchSelector(Selector):
+    """Of a data journal keeps the batches that were used by steps which a selection keeps.
+
+    Args:
+        path: of the data journal.
+        selection: what to keep of its rank's journal.
+
+    Raises:
+        JournalError: one of them cannot be read.
+    """
+
+    def __init__(self, path: Path, selection: Selection) -> None:
+        super().__init__(path, Selection())
+        self._selection = selection
+        self._rank = JournalReader(rank_journal(path))
+        steps = Steps(self._rank.row, (STEP,))
+        with Selector(self._rank.path, selection) as selector:
+            for block in selector.select(blocks(self._rank.path)):
+                steps.add(block)
+        self._rank.meta.poll()
+        data = self._reader
+        self._used = Used(steps, self._rank.header, self._rank.meta, data.header, data.meta)
+
+    def select(self, found: Iterable[Table]) -> Iterator[Table]:
+        """The blocks, each with what is kept of it."""
+        for block in found:
+            self._reader.meta.poll()
+            yield of_batches(block, self._used)
+
+    def close(self) -> None:
+        """Close the journals."""
+        super().close()
+        self._rank.close()
+
+
+def selector_of(path: Path, selection: Selection) -> Selector:
+    """What keeps of a journal, of either kind, what a selection of the run asks for.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    chosen = selection and is_data(path)
+    return BatchSelector(path, selection) if chosen else Selector(path, selection)
+
+
+def of_batches(block: Table, used: Used) -> Table:
+    """What of a data journal's block belongs to batches that are known to have been used."""
+    kept, scalars = used.by(block.rows) != 0, used.by(block.scalars) != 0
+    return replace(
+        block, rows=block.rows[kept], numbers=block.numbers[kept], scalars=block.scalars[scalars]
+    )

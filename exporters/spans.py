@@ -8,7 +8,8 @@ Feed any SDK exporter from a journal in three lines::
 
 or any span processor, with ``processor.on_end(span)`` for each span. Ids are those of
 ``firetrace.tracer.ids``; what is a trace, ``firetrace.tracer.traces`` says. A span whose parent is
-in another trace is a root there, with a link to it.
+in another trace is a root there, with a link to it. Links to other journals of the run are those of
+``firetrace.exporters.peers``. Of a data journal a trace is a batch.
 """
 
 from __future__ import annotations
@@ -24,24 +25,29 @@ import numpy.typing as npt
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind
 from opentelemetry.trace.status import Status, StatusCode
 
 from firetrace.exporters.batches import attribute_bytes, batches
-from firetrace.tracer.ids import Row, span_id, span_ids
+from firetrace.exporters.notes import failure_of, plan_of, scalars_of
+from firetrace.exporters.peers import SAMPLED, Peers, Told, peers_of, place_of
+from firetrace.tracer.errors import FiretraceError
+from firetrace.tracer.ids import span_id, span_ids
 from firetrace.tracer.journal import Flag, Header
 from firetrace.tracer.meta import Meta
 from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.run import is_data
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, Places, TraceIds, trace_of, traces_of
 
 __all__ = ["SpanMaker", "batches", "close_open", "journal_spans", "maker", "readable_spans"]
 
-SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 MOST_CONTEXTS = 20_000
 TOLD = int(Flag.ERROR | Flag.CUT | Flag.SKIPPED)
 UNSET = Status(StatusCode.UNSET)
+#: Attributes that the rows' epoch and iteration are; in data journals they are others.
+NUMBERED, NUMBERED_DATA = ("ignite.epoch", "ignite.iteration"), ("ignite.pass", "ignite.batch")
 
 
 @lru_cache(maxsize=1)
@@ -66,18 +72,20 @@ def resource(meta: Meta) -> Resource:
 
 
 #: Shapes of spans that have ended well and of which nothing more is noted: one in its parent's
-#: trace, and one that begins a trace and is linked to its parent. Others are 0.
-CHILD, ROOT = 1, 2
+#: trace, and one that begins a trace and is linked to its parent; then both again, linked to a peer
+#: as well. Others are 0.
+CHILD, ROOT, PEER_CHILD, PEER_ROOT = 1, 2, 3, 4
 #: By shape: whether such a span has a parent, and how many links.
-FORMS = {CHILD: (True, 0), ROOT: (False, 1)}
+FORMS = {CHILD: (True, 0), ROOT: (False, 1), PEER_CHILD: (True, 1), PEER_ROOT: (False, 2)}
 
 
 class Plain(NamedTuple):
     """A block's spans for who encodes many at once: one entry a span."""
 
-    shape: npt.NDArray[np.int64]  #: ``CHILD``, ``ROOT`` or 0
+    shape: npt.NDArray[np.int64]  #: one of ``FORMS``, or 0
     traces: list[int]  #: trace ids
     parent_traces: list[int]  #: those of the parents
+    peers: dict[int, tuple[int, int]]  #: by position: trace and span id of its peer
 
 
 class SpanMaker:
@@ -89,6 +97,8 @@ class SpanMaker:
         row: finds a row by its number, where a table's parents may be elsewhere.
         split: ``run``, ``epoch`` or ``step`` instead of the journal's own; other traces, with other
             ids.
+        peers: what tells more of the spans.
+        numbered: attributes that the rows' epoch and iteration are.
     """
 
     def __init__(
@@ -97,10 +107,14 @@ class SpanMaker:
         meta: Meta,
         row: Callable[[int], np.void | None] | None = None,
         split: str | None = None,
+        peers: Peers | None = None,
+        numbered: tuple[str, str] = NUMBERED,
     ) -> None:
         self._seed, self._meta, self._row = header.seed, meta, row
         self._ids = TraceIds(header.seed, split or meta.split, meta.traceparent)
-        self._lineage = Lineage(self._look_up)
+        self._lineage = Lineage(place_of(row or (lambda number: None), meta))
+        self._peers, self.numbered = peers, numbered
+        self._peer_kind = ""  # of the peers in shapes
         self._resource, self._scope = resource(meta), scope()
         self._run_id = str(meta.resource.get("ignite.run.id", ""))
         self._templates: dict[tuple[int, int], tuple[str, str, dict[str, Any], int]] = {}
@@ -108,20 +122,21 @@ class SpanMaker:
         self._block: Table | None = None  # of which these are:
         self._places: Places
         self._scalars: dict[int, dict[str, float]]
-
-    def _look_up(self, number: int) -> Row | None:
-        row = self._row(number) if self._row is not None else None
-        if row is None:
-            return None
-        name = self._meta.names.get(int(row["name"]))
-        return Row(int(row["parent"]), name.kind if name else "", int(row["epoch"]))
+        self._told: dict[int, Told]
 
     def places(self, table: Table) -> Places:
         """Where the rows of a block stand."""
         if self._block is not table:
-            self._places, self._scalars = self._lineage.places(table), _scalars(table)
+            self._places, self._scalars = self._lineage.places(table), scalars_of(table)
+            self._told = self._told_of(table)
             self._block = table
         return self._places
+
+    def _told_of(self, table: Table) -> dict[int, Told]:
+        try:
+            return self._peers.told(table) if self._peers is not None else {}
+        except (FiretraceError, OSError):  # the other journal is not there: no link
+            return {}
 
     def spans(
         self, table: Table, positions: npt.NDArray[np.int64] | None = None
@@ -139,8 +154,8 @@ class SpanMaker:
         anchors, parts = traces_of(
             self._ids.split, table.numbers[positions], Places(*(c[positions] for c in at))
         )
-        roots, scalars = at.root[positions], self._scalars
-        meta = self._meta
+        roots, scalars, told = at.root[positions], self._scalars, self._told
+        meta, (epochs, iterations) = self._meta, self.numbered
         for first in range(0, len(positions), 4096):
             some = slice(first, first + 4096)
             rows, numbers = table.rows[positions[some]], table.numbers[positions[some]]
@@ -157,9 +172,7 @@ class SpanMaker:
                 if template is None:
                     template = self._templates[name, lane] = self._template(name, lane)
                 text, kind, constant, size = template
-                attributes = {
-                    **constant, "ignite.epoch": epoch, "ignite.iteration": iteration,
-                }  # fmt: skip
+                attributes = {**constant, epochs: epoch, iterations: iteration}
                 context = self._contexts.get(number)
                 if context is None:
                     trace_id = self._ids.of(trace[:2], trace[2])
@@ -174,9 +187,13 @@ class SpanMaker:
                     attributes["ignite.run.id"] = self._run_id
                 events: tuple[Event, ...] = ()
                 status = UNSET
+                if number in told:
+                    links.append(told[number].link)
+                    attributes.update(told[number].attributes or ())
+                    size += 200
                 if flags & TOLD or not end or number in scalars or number in noted:
                     links += self._noted(number, attributes, scalars, kind, end, flags)
-                    events, status = _failure(table, number, flags, attributes, end)
+                    events, status = failure_of(table, number, flags, attributes, end)
                     size += attribute_bytes(attributes) + sum(
                         64 + attribute_bytes(event.attributes) for event in events
                     )
@@ -219,7 +236,23 @@ class SpanMaker:
             & ~np.isin(numbers, np.concatenate(noted))
         )  # fmt: skip
         shape = np.where(fine, np.where(trace == parent_trace, CHILD, ROOT), 0)
-        return Plain(shape, self._trace_ids(trace, at), self._trace_ids(parent_trace, at))
+        peers = self._with_peers(shape, numbers)
+        return Plain(shape, self._trace_ids(trace, at), self._trace_ids(parent_trace, at), peers)
+
+    def _with_peers(
+        self, shape: npt.NDArray[np.int64], numbers: npt.NDArray[np.uint32]
+    ) -> dict[int, tuple[int, int]]:
+        """Set the shapes of the spans that have a peer. Returns the peers by position."""
+        found = {}
+        if self._told and not self._peer_kind:
+            self._peer_kind = next(iter(self._told.values())).kind
+        positions = np.searchsorted(numbers, np.array([*self._told], np.uint32)).tolist()
+        for at, told in zip(positions, self._told.values(), strict=True):
+            alike = shape[at] and told.kind == self._peer_kind and not told.attributes
+            shape[at] = PEER_CHILD - CHILD + shape[at] if alike else 0
+            if alike:
+                found[at] = told.trace_id, told.span_id
+        return found
 
     def _trace_ids(self, traces: npt.NDArray[np.int64], at: Places) -> list[int]:
         codes, index = np.unique(traces, return_index=True)
@@ -277,7 +310,7 @@ class SpanMaker:
         """Add what is known of this span alone."""
         meta = self._meta
         if kind == "run":
-            attributes.update(_plan(meta, number))
+            attributes.update(plan_of(meta, number))
         attributes.update(scalars.get(number, ()))
         attributes.update(meta.attributes.get(number, ()))
         if flags & Flag.SKIPPED:
@@ -302,44 +335,6 @@ def readable_spans(
     return SpanMaker(table.header, table.meta, None, split).spans(table, positions)
 
 
-def _scalars(table: Table) -> dict[int, dict[str, float]]:
-    """The scalars of each row, as attributes."""
-    found: dict[int, dict[str, float]] = {}
-    values = table.scalars["end"].copy().view("<f8").tolist()
-    for row, value in zip(table.scalars.tolist(), values, strict=True):
-        name = table.meta.names.get(row[1])
-        found.setdefault(row[0], {})[f"ignite.scalar.{name.text if name else row[1]}"] = value
-    return found
-
-
-def _plan(meta: Meta, number: int) -> dict[str, int]:
-    """How far a run means to go."""
-    plan = meta.runs.get(number, {})
-    return {
-        f"ignite.{key}": plan[key]
-        for key in ("max_epochs", "epoch_length", "max_iters")
-        if isinstance(plan.get(key), int)
-    }
-
-
-def _failure(
-    table: Table, number: int, flags: int, attributes: dict[str, Any], end: int
-) -> tuple[tuple[Event, ...], Status]:
-    """The exception that ended a span, as OpenTelemetry records exceptions."""
-    exception = table.meta.exceptions.get(number)
-    if exception is None:
-        if flags & Flag.ERROR:
-            return (), Status(StatusCode.ERROR)
-        return (), Status(StatusCode.UNSET)
-    attributes["error.type"] = exception.get("exception.type", "_OTHER")
-    recorded = {
-        key: value for key, value in exception.items() if key.startswith("exception.") and value
-    }
-    at = exception.get("time")
-    event = Event("exception", recorded, timestamp=at if isinstance(at, int) and at > 0 else end)
-    return (event,), Status(StatusCode.ERROR, str(exception.get("exception.message", "")))
-
-
 def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
     """A span that has an end: its own, or for an open one ``end_ns``, marked as incomplete."""
     if span.end_time is not None:
@@ -361,8 +356,14 @@ def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
 
 
 def maker(reader: JournalReader, split: str | None = None) -> SpanMaker:
-    """A maker of the spans that a reader of a journal hands out."""
-    return SpanMaker(reader.header, reader.meta, reader.row, split)
+    """A maker of the spans that a reader of a journal hands out.
+
+    It looks for other journals in the same folder, to link to them.
+    """
+    peers = peers_of(reader, split)
+    if is_data(reader.path):
+        return SpanMaker(reader.header, reader.meta, reader.row, "run", peers, NUMBERED_DATA)
+    return SpanMaker(reader.header, reader.meta, reader.row, split, peers)
 
 
 def journal_spans(path: str | os.PathLike[str], split: str | None = None) -> Iterator[ReadableSpan]:

@@ -61,6 +61,8 @@ def _width(highest: int) -> int:
     return max(1, -(-len(str(highest)) // 4))
 
 
+#: Arguments that the rows' epoch and iteration are; in data journals they are others.
+NUMBERED, NUMBERED_DATA = ("epoch", "iteration"), ("pass", "batch")
 #: Arguments of a span that are not the user's.
 OURS = {
     "epoch", "iteration", "row", "skipped", "error", "cut",
@@ -74,10 +76,13 @@ class Columns:
     Args:
         pid: the process, as Perfetto is told.
         tids: of each lane the thread that Perfetto is told, as text; filled before it is needed.
+        numbered: arguments that the rows' epoch and iteration are.
     """
 
-    def __init__(self, pid: int, tids: npt.NDArray[np.bytes_]) -> None:
-        self._pid, self._tids = pid, tids
+    def __init__(
+        self, pid: int, tids: npt.NDArray[np.bytes_], numbered: tuple[str, str] = NUMBERED
+    ) -> None:
+        self._pid, self._tids, self._numbered = pid, tids, numbered
         self._layout: tuple[int, ...] = ()
         self._matrix = np.empty(0, np.uint8)
         self._names = np.zeros((0, WIDEST), np.uint8)
@@ -193,8 +198,8 @@ class Columns:
         text(b',"dur":', "dur")
         number(1)
         fields.append(("nanos1", "<u4"))
-        for field, key in enumerate((b',"args":{"epoch":', b',"iteration":', b',"row":'), 2):
-            text(key)
+        for field, key in enumerate((*self._numbered, "row"), 2):
+            text(encoded(f',"args":{{"{key}":' if field == 2 else f',"{key}":'))
             number(field)
         fields.append(("more", "u1"))
         text(b'},"pid":%d,"tid":' % self._pid)
@@ -248,7 +253,7 @@ class Columns:
     ) -> bytes:
         """The text with what belongs where its marks are."""
         inserted: list[tuple[int, int, bytes]] = [
-            (position, 0, more_arguments(table, number, flags))
+            (position, 0, more_arguments(table, number, flags, self._numbered))
             for position, number, flags in zip(
                 told.tolist(), numbers[told].tolist(), rows["flags"][told].tolist(), strict=True
             )
@@ -267,13 +272,16 @@ class Columns:
         return b"".join(both)
 
 
-def more_arguments(table: Table, number: int, flags: int) -> bytes:
+def more_arguments(
+    table: Table, number: int, flags: int, numbered: tuple[str, str] = NUMBERED
+) -> bytes:
     """Arguments of a span that failed, was cut short or skipped, or is the user's own."""
     meta = table.meta
     more: dict[str, Any] = {}
     for key, value in meta.attributes.get(number, {}).items():
         name = safe(str(key))
-        more[f"attribute.{name}" if name in OURS else name] = shown(value)
+        is_ours = name in OURS or name in numbered
+        more[f"attribute.{name}" if is_ours else name] = shown(value)
     if flags & Flag.SKIPPED:
         more["skipped"] = True
     exception = meta.exceptions.get(number)

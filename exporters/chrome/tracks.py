@@ -8,7 +8,9 @@ block to block is bounded: the spans that enclose a lane's last one, and some nu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ import numpy.typing as npt
 
 from firetrace.exporters.chrome.columns import as_json
 from firetrace.exporters.chrome.values import safe, shown
+from firetrace.exporters.clocks import Clock
 from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import MAX_LANES, MAX_NAMES, Flag, Lane, Name
+from firetrace.tracer.meta import Meta
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.run import rank_of
+from firetrace.tracer.run import is_data, rank_of
 from firetrace.tracer.table import Table
 
 FAILED = int(Flag.ERROR | Flag.CUT)
@@ -76,16 +80,51 @@ def label(lane: Lane) -> str:
     return safe(lane.engine if lane.thread == MAIN else f"{lane.engine} ({lane.thread})")
 
 
+@dataclass(frozen=True)
+class Process:
+    """Where a journal is shown. Of a trace of one journal that follows from its rank."""
+
+    pid: int
+    name: str = ""  #: "": it has been named, as the process of another journal
+    order: int = 0  #: from top to bottom
+    tid: int = 0  #: of its first thread; the next ones have the next ones
+    threads: int = 0  #: that the process has already
+    flow: int = 0  #: to be added to row numbers for the ids of arrows
+    clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def alone(cls, table: Table) -> Process:
+        """Of a trace of this journal alone."""
+        rank = rank_of(table.path) or 0
+        pid = rank + 1  # Perfetto takes process 0 for the idle task
+        return cls(
+            pid, f"rank {rank} {run_of(table.meta, table.path)}", rank, pid * TIDS_A_PROCESS + 1
+        )
+
+    def head(self) -> str:
+        """Its name and place."""
+        if not self.name:
+            return ""
+        name = line("M", self.pid, tid=0, name="process_name", args={"name": safe(self.name)})
+        order = {"sort_index": self.order}
+        return name + line("M", self.pid, tid=0, name="process_sort_index", args=order)
+
+
+def run_of(meta: Meta, path: Path) -> str:
+    """What a journal's run is called."""
+    return str(meta.resource.get("ignite.run.id") or path.parent.name)
+
+
 class Tracks:
     """The names of the tracks, and what lies on them that is no span.
 
     Args:
-        pid: the process, as Perfetto is told.
+        process: where they are shown.
         kinds: what rows are.
     """
 
-    def __init__(self, pid: int, kinds: Kinds) -> None:
-        self._pid, self._kinds = pid, kinds
+    def __init__(self, process: Process, kinds: Kinds) -> None:
+        self._process, self._pid, self._kinds = process, process.pid, kinds
         self.tids = np.zeros(MAX_LANES, "S10")  #: of each lane that has been named, as text
         self._named: dict[int, int] = {}  # lanes and their tids
         self._around: dict[int, tuple[int, int, int]] = {}  # row: its lane, start and end
@@ -93,14 +132,10 @@ class Tracks:
         self._marked: dict[tuple[int, str], int] = {}  # by lane and reason: the last run or epoch
         self._last_ns = 0
 
-    def head(self, table: Table) -> str:
-        """What the file begins with."""
-        run = safe(str(table.meta.resource.get("ignite.run.id") or table.path.parent.name))
-        rank = rank_of(table.path) or 0
-        name = line("M", self._pid, tid=0, name="process_name", args={"name": f"rank {rank} {run}"})
-        order = {"sort_index": rank}
-        index = line("M", self._pid, tid=0, name="process_sort_index", args=order)
-        return "[" + name[1:] + index
+    @property
+    def threads(self) -> int:
+        """How many threads the process has by now."""
+        return self._process.threads + len(self._named)
 
     def names(self, table: Table) -> str:
         """The names of the lanes that have come since the last call."""
@@ -111,8 +146,8 @@ class Tracks:
         if not lanes <= self._named.keys():
             for lane in order_of_lanes(table, lanes):
                 if lane not in self._named:
-                    place = len(self._named)
-                    tid = self._named[lane] = self._pid * TIDS_A_PROCESS + place + 1
+                    place = self.threads
+                    tid = self._named[lane] = self._process.tid + place
                     self.tids[lane] = b"%d" % tid
                     name, index = {"name": label(table.lane_of(lane))}, {"sort_index": place}
                     for what, args in (("thread_name", name), ("thread_sort_index", index)):
@@ -122,10 +157,11 @@ class Tracks:
     def tail(self, table: Table, base: int) -> str:
         """What is known at the end: what became of the recording."""
         lines, meta = [], table.meta
+        what = "batch" if is_data(table.path) else "step"
         for each in meta.thinned:
-            time, every = each.get("time"), each.get("every")
-            if isinstance(time, int) and base <= time <= self._last_ns:
-                name = f"from here on one step in {every} is recorded"
+            time, every = self._process.clock.time(each["time"]), each["every"]
+            if base <= time <= self._last_ns:
+                name = f"from here on one {what} in {every} is recorded"
                 lines.append(self._mark(time - base, 0, name, scope="p"))
         if meta.stopped is not None and self._last_ns:
             name = f"firetrace stopped recording: {meta.stopped}"
@@ -175,7 +211,7 @@ class Tracks:
         there. So the arrow is one ns early, and its end looks for the slice that comes next.
         """
         early = source[1] < start and start > 0
-        name = {"cat": "run", "name": "starts", "id": number}
+        name = {"cat": "run", "name": "starts", "id": number + self._process.flow}
         at, tid = start - early, self._named[source[0]]
         yield self._mark(at, tid, f"starts {table.lane_of(lane).engine}", {"run": number})
         yield line("s", self._pid, at, tid=tid, **name)
@@ -214,8 +250,10 @@ class Tracks:
     def _exception(
         self, exception: dict[str, Any], number: int, lane: int, otherwise: int, base: int
     ) -> str:
-        time = exception.get("time")
-        when = time if isinstance(time, int) and base <= time < 2**63 else otherwise
+        when = otherwise
+        if type(time := exception.get("time")) is int and 0 < time < 2**63:
+            when = max(self._process.clock.time(time), 0)
+        when = when if base <= when < 2**63 else otherwise
         kind, message = (str(exception.get(f"exception.{key}", "")) for key in ("type", "message"))
         more = {"row": number, "exception.type": kind, "exception.message": message}
         return self._mark(when - base, self._named[lane], kind or "exception", more)

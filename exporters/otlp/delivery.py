@@ -15,7 +15,7 @@ from typing import Any
 
 from firetrace.exporters.otlp.protobuf import Encoder
 from firetrace.exporters.otlp.sender import Sender, Sent
-from firetrace.exporters.selection import Selection, Selector
+from firetrace.exporters.selection import Selection, selector_of
 from firetrace.exporters.spans import maker
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.lock import lock_path, open_own, take_lock
@@ -120,7 +120,7 @@ class Delivery:
         progress: Callable[[int], Any] = lambda done: None,
     ) -> None:
         self._stream = Stream(path, cursor.position if cursor is not None else None)
-        self._selector = Selector(path, selection or Selection())
+        self._selector = selector_of(path, selection or Selection())
         self._sender, self._cursor, self._split = sender, cursor, split
         self._progress, self._done = progress, 0
         self._encoder: Encoder | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from firetrace.exporters.files import whole_file
 from firetrace.exporters.otlp.encoding import otlp_json
-from firetrace.exporters.selection import Selection, Selector
-from firetrace.exporters.spans import CHILD, FORMS, SpanMaker, close_open, maker
+from firetrace.exporters.selection import Selection, selector_of
+from firetrace.exporters.spans import FORMS, PEER_CHILD, SpanMaker, close_open, maker
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
@@ -31,27 +31,30 @@ MARK = "\0firetrace:%s\0"  # no name in a template is this
 
 
 def export_otlp_file(
-    journal: Path,
+    journals: Path | Sequence[Path],
     path: Path,
     selection: Selection | None = None,
     split: str | None = None,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> int:
-    """Write a journal's spans as OTLP JSON Lines; gzipped if the name ends in ``.gz``.
+    """Write the spans of journals as OTLP JSON Lines; gzipped if the name ends in ``.gz``.
 
-    Open spans end when the journal does, marked ``ignite.incomplete``. The file appears under its
+    Each journal has lines of its own, with its resource.
+
+    Open spans end when their journal does, marked ``ignite.incomplete``. The file appears under its
     name when it is whole. Returns the number of spans written.
 
     Raises:
-        JournalError: the journal cannot be read.
+        JournalError: a journal cannot be read.
         OSError: the file cannot be written.
     """
     count, zipped = 0, path.suffix.lower() == ".gz"
     with whole_file(path) as file, _zipped(file) if zipped else nullcontext(file) as output:
-        for line, spans in lines(journal, selection, split):
-            output.write(line)
-            count += spans
-            progress(count)
+        for journal in [journals] if isinstance(journals, Path) else journals:
+            for line, spans in lines(journal, selection, split):
+                output.write(line)
+                count += spans
+                progress(count)
     return count
 
 
@@ -63,7 +66,7 @@ def lines(
     journal: Path, selection: Selection | None = None, split: str | None = None
 ) -> Iterator[tuple[bytes, int]]:
     """The lines of the file, each with the number of its spans."""
-    with Stream(journal) as stream, Selector(journal, selection or Selection()) as selector:
+    with Stream(journal) as stream, selector_of(journal, selection or Selection()) as selector:
         writer = None
         for block in _blocks(stream):
             writer = writer or _Lines(maker(stream.reader, split), stream.last_ns)
@@ -100,15 +103,16 @@ class _Lines:
         )  # fmt: skip
         texts: list[str] = []
         size = 0
-        for shape, trace, parent_trace, id, above, row in columns:
+        for index, (shape, trace, parent_trace, id, above, row) in enumerate(columns):
             if shape:
                 _, name, lane, _, epoch, iteration, end, start = row
                 template = self._templates[name, lane, shape]
-                if shape == CHILD:
-                    text = template % (trace, id, above, start, end, epoch, iteration)
+                peer = plain.peers[index] if shape >= PEER_CHILD else ()
+                if FORMS[shape][0]:
+                    text = template % (trace, id, above, start, end, epoch, iteration, *peer)
                 else:
                     own = trace, id, start, end, epoch, iteration
-                    text = template % (*own, parent_trace, above)
+                    text = template % (*own, parent_trace, above, *peer)
             else:
                 text = next(others)
             length = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
@@ -149,27 +153,27 @@ class _Lines:
                 (span,) = self._maker.spans(table, np.array([first]))
                 (encoded,) = _spans_of(otlp_json([span]))
                 fits = FORMS[key[2]] == ("parentSpanId" in encoded, len(encoded.get("links", ())))
-                self._templates[key] = _template(encoded) if fits else ""
+                self._templates[key] = _template(encoded, self._maker.numbered) if fits else ""
             if key[2] and not self._templates[key]:
                 shape = np.where(kinds == kind, 0, shape)
         return shape
 
 
-def _template(span: dict[str, Any]) -> str:
+def _template(span: dict[str, Any], numbered: tuple[str, str]) -> str:
     """A ``%`` template of the spans that are like this one.
 
-    Its holes, in their order: trace, id, parent (of a child), start, end, epoch, iteration, and of
-    a root its link's trace and id.
+    Its holes, in their order: trace, id, parent (of a child), start, end, epoch, iteration, and
+    each link's trace and id.
     """
     holes = {"traceId": "%032x", "spanId": "%016x", "parentSpanId": "%016x"}
     holes |= {"startTimeUnixNano": "%d", "endTimeUnixNano": "%d"}
     ordered = {key: MARK % key for key in holes if key in span}
     rest = {key: value for key, value in span.items() if key not in holes}
-    for attribute in ("ignite.epoch", "ignite.iteration"):
+    for attribute in numbered:
         holes[attribute] = "%d"
         (found,) = [each for each in rest["attributes"] if each["key"] == attribute]
         found["value"] = {"intValue": MARK % attribute}
-    for link in rest.get("links", ()):
+    for link in rest.get("links", ()):  # these keys come first, as they are
         link |= {"traceId": MARK % "of", "spanId": MARK % "to"}
     links = rest.pop("links", None)
     text = _json({**ordered, **rest, **({"links": links} if links else {})}).replace("%", "%%")

@@ -20,13 +20,12 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
 from firetrace.exporters.batches import BATCH_BYTES, BATCH_SPANS
-from firetrace.exporters.spans import CHILD, FORMS, ROOT, SpanMaker, close_open
+from firetrace.exporters.spans import CHILD, FORMS, PEER_CHILD, PEER_ROOT, SpanMaker, close_open
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.table import Table
 
 # Tags, where a field's number and its wire type make more than one use: (number << 3 | type).
 BYTES, FIXED64, VARINT = 2, 1, 0
-HOLES = ("ignite.epoch", "ignite.iteration")
 
 
 def varint(value: int) -> bytes:
@@ -83,8 +82,8 @@ class Batch(Sequence[ReadableSpan]):
         return iter(self.readable())
 
 
-#: Of a span: what comes before its head, then what surrounds epoch, iteration and a link's ids.
-Template = tuple[bytes, bytes, bytes, bytes, bytes]
+#: Of a span: what comes before its head, then what surrounds epoch, iteration and links' ids.
+Template = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
 
 
 class Encoder:
@@ -165,8 +164,10 @@ class Encoder:
             key = name, lane, shape, len(epoch_bytes), len(iteration_bytes)
             template = self._templates.get(key)
             if template is None:
-                template = self._templates[key] = _template(self._examples[key[:3]], *key[2:])
-            before, a, b, c, d = template
+                template = self._templates[key] = _template(
+                    self._examples[key[:3]], self._maker.numbered, *key[2:]
+                )
+            before, a, b, c, d, e = template
             at, to = 8 * index, 8 * index + 8
             if shape == CHILD:
                 yield b"".join((
@@ -174,13 +175,25 @@ class Encoder:
                     above[at:to], b"\x39", starts[at:to], b"\x41", ends[at:to],
                     a, epoch_bytes, b, iteration_bytes, c,
                 ))  # fmt: skip
-            else:
+                continue
+            peer = peer_trace = b""
+            if shape >= PEER_CHILD:
+                of, to_span = plain.peers[index]
+                peer_trace, peer = of.to_bytes(16, "big"), to_span.to_bytes(8, "big")
+            if shape == PEER_CHILD:
                 yield b"".join((
-                    before, b"\x0a\x10", trace_bytes, b"\x12\x08", own[at:to],
-                    b"\x39", starts[at:to], b"\x41", ends[at:to],
-                    a, epoch_bytes, b, iteration_bytes, c,
-                    around.to_bytes(16, "big"), b"\x12\x08", above[at:to], d,
+                    before, b"\x0a\x10", trace_bytes, b"\x12\x08", own[at:to], b"\x22\x08",
+                    above[at:to], b"\x39", starts[at:to], b"\x41", ends[at:to],
+                    a, epoch_bytes, b, iteration_bytes, c, peer_trace, b"\x12\x08", peer, d,
                 ))  # fmt: skip
+                continue
+            yield b"".join((
+                before, b"\x0a\x10", trace_bytes, b"\x12\x08", own[at:to],
+                b"\x39", starts[at:to], b"\x41", ends[at:to],
+                a, epoch_bytes, b, iteration_bytes, c,
+                around.to_bytes(16, "big"), b"\x12\x08", above[at:to], d,
+                *((peer_trace, b"\x12\x08", peer, e) if shape == PEER_ROOT else ()),
+            ))  # fmt: skip
 
     def _by_the_official(self, spans: list[ReadableSpan]) -> list[bytes]:
         if not spans:
@@ -218,12 +231,14 @@ class Encoder:
         return shape
 
 
-def _template(example: Any, shape: int, epoch_bytes: int, iteration_bytes: int) -> Template:
+def _template(
+    example: Any, holes: tuple[str, str], shape: int, epoch_bytes: int, iteration_bytes: int
+) -> Template:
     """What surrounds the ids, times and numbers of the spans that are like this one."""
-    parts, tail = [b""], b""
+    parts, tails = [b""], [b"", b""]
     for attribute in example.attributes:
-        if attribute.key in HOLES:
-            size = epoch_bytes if attribute.key == HOLES[0] else iteration_bytes
+        if attribute.key in holes:
+            size = epoch_bytes if attribute.key == holes[0] else iteration_bytes
             value = varint(2 << 3 | BYTES) + varint(1 + size) + varint(3 << 3 | VARINT)
             content = field(1, attribute.key.encode()) + value
             parts[-1] += varint(9 << 3 | BYTES) + varint(len(content) + size) + content
@@ -237,15 +252,19 @@ def _template(example: Any, shape: int, epoch_bytes: int, iteration_bytes: int) 
                  "end_time_unix_nano", "attributes", "links"):  # fmt: skip
         rest.ClearField(name)
     c += rest.SerializePartialToString()
-    size, ids = 0, 18 + 10 + 9 + 9 + (10 if shape == CHILD else 0)
-    if shape == ROOT:
-        (link,) = example.links
+    has_parent, links = FORMS[shape]
+    size = 18 + 10 + 9 + 9 + (10 if has_parent else 0) + links * (16 + 10)
+    for index, link in enumerate(example.links):
         of_link = type(link)()
         of_link.CopyFrom(link)
         of_link.ClearField("trace_id")
         of_link.ClearField("span_id")
-        tail = of_link.SerializePartialToString()
-        size = 16 + 10 + len(tail)
-        c += varint(13 << 3 | BYTES) + varint(2 + size) + b"\x0a\x10"
-    size += ids + len(a) + epoch_bytes + len(b) + iteration_bytes + len(c)
-    return varint(2 << 3 | BYTES) + varint(size), a, b, c, tail
+        tails[index] = of_link.SerializePartialToString()
+        head = varint(13 << 3 | BYTES) + varint(2 + 16 + 10 + len(tails[index])) + b"\x0a\x10"
+        if index:
+            tails[index - 1] += head
+        else:
+            c += head
+    around = len(a) + len(b) + len(c) + sum(map(len, tails))
+    size += around + epoch_bytes + iteration_bytes
+    return varint(2 << 3 | BYTES) + varint(size), a, b, c, tails[0], tails[1]
