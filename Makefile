@@ -34,7 +34,7 @@ $(BACKENDS)/%/.ready: constraints-backends.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint $< $*
 	touch $@
 
-test-backends: $(READY) $(BACKENDS)/mlflow/.ready $(BACKENDS)/arize-phoenix/.ready ## send to real backends, read back
+test-backends: $(READY) $(foreach name,mlflow arize-phoenix rotel,$(BACKENDS)/$(name)/.ready) ## send to real backends, read back
 	FIRETRACE_BACKENDS=$(BACKENDS) $(BIN)/python -m pytest tests/backends
 
 lint: $(READY) ## check style and formatting

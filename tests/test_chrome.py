@@ -692,7 +692,7 @@ def test_it_writes_what_a_plain_writer_would(table: Table, cuts: list[int]) -> N
     found = json.loads(text, parse_float=Decimal)
     tids = {}
     for event in found:
-        if event.get("name") == "thread_name":
+        if event["ph"] == "M" and event["name"] == "thread_name":
             lane = {"Trainer": 0, "Other": 1}.get(event["args"]["name"], 200)
             tids[lane] = event["tid"]
     spans = [event for event in found if event["ph"] in "XB"]

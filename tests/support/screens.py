@@ -26,9 +26,11 @@ def screen(app: WatchApp) -> str:
     return "\n".join(rows[y] for y in sorted(rows))
 
 
-async def until(pilot: Pilot[str], condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, for ten seconds at most."""
-    deadline = time.monotonic() + 10
+async def until(
+    pilot: Pilot[str], condition: Callable[[], bool], what: str, seconds: float = 10
+) -> None:
+    """Wait for a condition, for ten seconds at most if nothing else is said."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}:\n{screen_of(pilot)}"
         await pilot.pause(0.03)  # a look costs as much as a frame
