@@ -15,14 +15,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench import disk, exporting, memory, reading, recording, sending, startup, watching
+from bench import (
+    data,
+    disk,
+    exporting,
+    memory,
+    ranks,
+    reading,
+    recording,
+    sending,
+    startup,
+    watching,
+)
 from bench.process import SampleError
 from bench.result import Row, render
 from bench.settings import Progress, Settings
 
 SUBJECTS: dict[str, Any] = {
-    "recording": recording, "disk": disk, "memory": memory, "reading": reading,
+    "recording": recording, "data": data, "disk": disk, "memory": memory, "reading": reading,
     "exporting": exporting, "sending": sending, "startup": startup, "watching": watching,
+    "ranks": ranks,
 }  # fmt: skip
 PACKAGES = (
     "firetrace", "pytorch-ignite", "monai", "torch", "opentelemetry-sdk", "numpy", "textual",

@@ -26,6 +26,17 @@ def resident_mb() -> float:
     return sum(map(int, kinds)) * 1024 / 1e6
 
 
+def private_mb(pid: int) -> float:
+    """Memory that a process shares with no other, in MB (10^6 bytes).
+
+    Raises:
+        OSError: it has ended.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    kinds = re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.MULTILINE)
+    return sum(map(int, kinds)) * 1024 / 1e6
+
+
 def grow(peer_name: str, epochs: int, directory: str) -> list[float]:
     """Memory in MB before and at the end of each epoch. For a new interpreter."""
     from ignite.engine import Engine, Events

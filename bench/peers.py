@@ -1,4 +1,4 @@
-"""Ways to trace an engine: firetrace, ignite's own profilers, the OpenTelemetry SDK.
+"""Ways to trace an engine: firetrace, ignite's and MONAI's own profilers, the OpenTelemetry SDK.
 
 A peer attaches itself to an engine that has not run yet; ``finish`` makes its data final and
 makes sure that it is all there, so that nobody is measured who did not do the work.
@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Peer:
     """Nothing: what the machine reports for a tracer that costs nothing."""
 
-    records = 0  #: that it keeps an iteration, at least
+    records = 0  #: that it keeps of an iteration (of data: of a transform), at least
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -33,15 +34,15 @@ class Peer:
     def attach(self, engine: Engine) -> None:
         """Begin to trace."""
 
-    def finish(self, iterations: int) -> None:
+    def finish(self, turns: int) -> None:
         """Make the data final.
 
         Raises:
-            RuntimeError: it kept too little of so many iterations.
+            RuntimeError: it kept too little of so many iterations, or transforms.
         """
         kept = self.close()
-        if kept < self.records * iterations:
-            raise RuntimeError(f"{type(self).__name__} kept {kept} records of {iterations} turns")
+        if kept < self.records * turns:
+            raise RuntimeError(f"{type(self).__name__} kept {kept} records of {turns} turns")
 
     def close(self) -> int:
         """Make the data final. Returns the number of records."""
@@ -91,6 +92,50 @@ class FiretraceAlone(Firetrace):
         """Attach the handler, and put the check back."""
         super().attach(engine)
         del engine.fire_event
+
+
+class FiretraceData(Firetrace):
+    """The same, recording how batches are made, which is what it is asked about."""
+
+    records = 1
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the handler."""
+        from firetrace import TraceHandler
+
+        self.handler = TraceHandler(self.directory, data=True)
+        self.handler.attach(engine)
+
+    def close(self) -> int:
+        """Close the journals and count the transforms in those of the data."""
+        from firetrace.tracer.run import data_journals, open_run
+        from firetrace.tracer.table import read_table
+
+        self.handler.close()
+        found = 0
+        for path in data_journals(open_run(self.directory).newest):
+            table = read_table(path)
+            ids = [id for id, name in table.names.items() if name.kind == "transform"]
+            found += int(np.isin(table.rows["name"], ids).sum())
+        return found
+
+
+class WorkflowProfiler(Peer):
+    """MONAI's, as its docstring has it: a context in which the calls of transforms are found."""
+
+    records = 1
+
+    def attach(self, engine: Engine) -> None:
+        """Enter the context, in which Python traces every call."""
+        from monai.utils.profiling import WorkflowProfiler as Profiler
+
+        self.profiler = Profiler()
+        self.profiler.__enter__()
+
+    def close(self) -> int:
+        """Leave the context and count its times of transforms."""
+        self.profiler.__exit__(None, None, None)
+        return sum(len(times) for times in self.profiler.get_results().values())
 
 
 class BasicTimeProfiler(Peer):
@@ -212,8 +257,10 @@ def warm_up() -> None:
     """Import what the peers import when they attach, once, before any sample."""
     for module in (
         "ignite.handlers.time_profilers",
+        "monai.utils.profiling",
         "opentelemetry.sdk.trace.export",
         "firetrace.tracer.context",
+        "firetrace.tracer.data.seams",
         "firetrace.tracer.handler",
         "firetrace.tracer.table",
     ):

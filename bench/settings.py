@@ -14,6 +14,8 @@ class Settings:
     workspace: Path
     pairs: int = 24  #: rounds of the recording measurement
     epochs: int = 15  #: of 1,000 iterations, timed in one of its samples
+    data_rounds: int = 9
+    data_epochs: int = 1  #: timed in each turn of its samples
     disk_iterations: int = 100_000
     memory_spans: int = 5_000_000
     reading_spans: int = 1_000_000
@@ -29,6 +31,9 @@ class Settings:
     watching_seconds: int = 20  #: in which processor time is counted
     watching_rounds: int = 4  #: of all keys
     watching_steps: int = 40
+    ranks_pairs: int = 5
+    ranks_many: tuple[int, int] = (1_024, 500)  #: ranks, and steps of each
+    ranks_long: tuple[int, int] = (16, 20_000)
 
     @classmethod
     def quick(cls, workspace: Path) -> Settings:
@@ -38,6 +43,7 @@ class Settings:
             reading_spans=200_000, reading_pairs=3, exporting_spans=100_000, exporting_pairs=3,
             exporting_many=1_000_000, sending_spans=40_000, sending_pairs=3, relay_seconds=15,
             starts=3, watching_starts=3, watching_seconds=5, watching_rounds=2, watching_steps=20,
+            data_rounds=3, ranks_pairs=2, ranks_many=(256, 500), ranks_long=(16, 5_000),
         )  # fmt: skip
 
 

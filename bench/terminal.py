@@ -16,11 +16,12 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from bench.memory import private_mb
 from bench.process import SampleError
 
 COLUMNS, LINES = 120, 40
@@ -102,10 +103,25 @@ class Terminal:
         Raises:
             SampleError: it was not painted in so many seconds, or the program has ended.
         """
-        pattern, deadline = re.compile(marker), time.time() + seconds
-        while not pattern.search(self.text()):
-            if not self._read(deadline - time.time()):
-                raise SampleError(f"{marker!r} was not painted:\n{self.text()[-2000:]}")
+        at = self.wait_until(lambda text: bool(re.search(marker, text)), seconds)
+        if at is None:
+            raise SampleError(f"{marker!r} was not painted:\n{self.text()[-2000:]}")
+        return at
+
+    def wait_until(self, holds: Callable[[str], bool], seconds: float = 30) -> float | None:
+        """When this came to hold of all that was painted since ``forget``, as ``wait_for``.
+
+        Returns:
+            Seconds since the epoch; None: it does not after so many seconds.
+
+        Raises:
+            SampleError: the program has ended.
+        """
+        deadline = time.time() + seconds
+        while not holds(self.text()):
+            left = deadline - time.time()
+            if left <= 0 or not self._read(left):
+                return None
         return self.painted[-1].at
 
     def watch(self, seconds: float) -> None:
@@ -137,6 +153,4 @@ class Terminal:
 
     def private_mb(self) -> float:
         """Memory that the program shares with no other, in MB (10^6 bytes)."""
-        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
-        kinds = re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", rollup, re.MULTILINE)
-        return sum(map(int, kinds)) * 1024 / 1e6
+        return private_mb(self._process.pid)

@@ -24,6 +24,7 @@ from firetrace.tracer.traces import (
     traces_of,
 )
 from firetrace.tracer.writer import JournalWriter
+from tests.support.many import Journal
 from tests.support.random_journal import RandomJournal
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
@@ -213,3 +214,14 @@ def test_auto_depends_on_how_far_a_run_means_to_go(
 ) -> None:
     """One trace if it fits, else one an epoch if that fits, else one a step."""
     assert chosen_split(*plan) == split
+
+
+def test_a_journal_whose_writer_is_gone_is_read_to_its_end(tmp_path: Path) -> None:
+    """Also where its host's clock was ahead of ours: nothing in it will change any more."""
+    journal = Journal(tmp_path / "rank0.1", {}, wrong_ns=10**13, boot_id="elsewhere")
+    lane = journal.lane("Trainer", 1)
+    run = journal.span(0, "run", "run", lane, (0, 0), journal.begun, journal.begun + 10**9)
+    journal.span(run, "epoch", "epoch", lane, (1, 0), journal.begun, journal.begun + 10**9)
+    journal.close()
+    with Stream(journal.path) as stream:
+        assert sum(len(block) for block in stream.ended()) == 2

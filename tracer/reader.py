@@ -256,7 +256,9 @@ class JournalReader:
         self._count = end
         # Rows closed while they were being read are looked at once more, for their flags.
         found = self._rows[begin:end]
-        again = (found["end"] == 0) | (found["end"] >= recent_ns)
+        again = found["end"] == 0
+        if self._growing:
+            again |= found["end"] >= recent_ns
         again &= found["flags"] & Flag.SCALAR == 0
         if again.any():
             self._open = np.concatenate([self._open, np.flatnonzero(again) + begin])

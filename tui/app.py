@@ -175,7 +175,8 @@ class WatchApp(Finding):
                             gauges = Gauges(header)
                         self.call_later(self._show_usage, gauges, gauges.look())
                 unread = isinstance(found, Snapshot) and found.read < 1
-                rest = 0.0 if unread else max(PERIOD_S, REST * (time.monotonic() - began))
+                hurry = unread or (found is not None and feed.hurries)
+                rest = 0.0 if hurry else max(PERIOD_S, REST * (time.monotonic() - began))
                 if self._leaving.wait(rest):
                     return
         finally:

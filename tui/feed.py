@@ -108,6 +108,11 @@ class Feed:
             self._last = found
         return found
 
+    @property
+    def hurries(self) -> bool:
+        """Whether the ranks are still to be looked at for the first time: it should not rest."""
+        return self._watch is not None and self._watch.is_new
+
     def _with_ranks(self, found: Snapshot | Waiting | None) -> Snapshot | Waiting | None:
         """With what there is to say of all ranks, which is looked at after the first picture."""
         shown = found if found is not None else self._last
@@ -220,13 +225,14 @@ class RankWatch:
         self._ranks: Ranks | None = None
         self._next = 0.0  # when to look again
         self.skew: Skew | None = None
+        self.is_new = True
 
     def look(self) -> bool:
         """Look, now and then; return whether anything changed."""
         began = time.monotonic()
         if began < self._next:
             return False
-        changed = False
+        changed = self.is_new = False
         try:
             if self._ranks is None and self._several():
                 self._ranks = Ranks(self._path)
