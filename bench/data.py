@@ -148,7 +148,8 @@ def rows(samples: dict[str, list[float]]) -> list[Row]:
         least = -negative / max(most, 0.01)  # the clock's own grain
         return Row(
             SUBJECT, what, f"{figure:.2f} \u00b5s (<= {most:.2f})",
-            f"WorkflowProfiler: {number(-dearest)} \u00b5s", f"it adds >= {number(least)}x", bar, least,
+            f"WorkflowProfiler: {number(-dearest)} \u00b5s", f"it adds >= {number(least)}x",
+            bar, least,
             {"firetrace": ours, "WorkflowProfiler": peers},
         )  # fmt: skip
 
