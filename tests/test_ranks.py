@@ -226,8 +226,18 @@ def test_which_died_first_is_not_claimed_of_ranks_that_all_waited(tmp_path: Path
     at = int(run.times["ready"][:, 20].max()) + 5 * MS
     run.ends = dict.fromkeys(range(3), at)
     found = read(run, tmp_path)
-    assert found.verdict.endswith("2 others died there too: the first cannot be told")
+    assert found.verdict.endswith(": which was first cannot be told")
     assert " first," not in found.verdict
+
+
+def test_which_died_first_is_not_claimed_where_nobody_waited_yet(tmp_path: Path) -> None:
+    """One is killed on its way to the all-reduce, and the launcher kills the other on its own."""
+    run = SimulatedRun(ranks=2)
+    at = int(run.times["data"][:, 20].min()) + 5 * MS
+    run.data[0, 20] += 50 * MS  # rank 1 is ahead, and was the one that died
+    run.ends = {0: at + 100 * MS, 1: at}
+    found = read(run, tmp_path)
+    assert found.verdict.endswith(": which was first cannot be told")
 
 
 def test_a_death_while_others_run_is_told(tmp_path: Path) -> None:

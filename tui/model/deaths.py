@@ -2,7 +2,8 @@
 
 When one has died, the launcher kills the others, and those wait for the dead one until then. So the
 last that was heard of a rank is no good clock: who waits is not heard of. Ranks that go in step
-tell by how far they got: the first to die got least far.
+tell by how far they got: if all others waited in an all-reduce for one that had not come there,
+that one died first. Else it cannot be told, and is not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from firetrace.tui.format import duration
 from firetrace.tui.model.rank_reader import STAGES, Place
 
 DEAD = ("died", "failed")
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ def died_first(ranks: Sequence[Heard]) -> tuple[int | None, str]:
     said = f"rank {first.rank} {word}{' first' if len(dead) > 1 and sure else ''}{why}"
     said += f", {_where(first.place)}" if first.place is not None else ""
     if not sure:
-        also = len(dead) - 1
-        said += f"; {also:,} other{'s' * (also > 1)} died there too: the first cannot be told"
+        others = [each for each in dead if each is not first]
+        for each in others[:MOST_NAMED]:
+            said += f"; rank {each.rank} {_where(each.place) if each.place is not None else ''}"
+        more = len(others) - MOST_NAMED
+        said += f"; {more:,} more" * (more > 0) + ": which was first cannot be told"
         return first.rank, said
     rest = [each for each in ranks if each is not first]
     return first.rank, said + _afterwards(first, rest, in_step)
@@ -58,8 +63,10 @@ def _first(dead: Sequence[Heard], in_step: bool) -> tuple[Heard, bool]:
     if not in_step:
         return min(dead, key=lambda each: (each.seen_ns, each.rank)), True
     first = min(dead, key=lambda each: (_progress(each), each.seen_ns, each.rank))
-    alike = sum(_progress(each) == _progress(first) for each in dead)
-    return first, alike == 1 or not _waits(first)
+    # Only of those who wait for it is known that they lived on; any other may have been killed
+    # where it was.
+    others = [each for each in dead if each is not first]
+    return first, all(_waits(each) and _progress(each) > _progress(first) for each in others)
 
 
 def _waits(one: Heard) -> bool:
