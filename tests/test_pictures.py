@@ -69,9 +69,10 @@ def test_the_picture_is_the_accepted_one(
 ) -> None:  # fmt: skip
     """Every state, at every size, looks as it did when somebody looked at it."""
     folder = tmp_path / "spleen-unet"
+    wall, monotonic = time.time_ns(), time.monotonic_ns()
     with monkeypatch.context() as frozen:  # all ranks' clocks begin together
-        frozen.setattr("time.time_ns", lambda at=time.time_ns(): at)
-        frozen.setattr("time.monotonic_ns", lambda at=time.monotonic_ns(): at)
+        frozen.setattr("time.time_ns", lambda: wall)
+        frozen.setattr("time.monotonic_ns", lambda: monotonic)
         now = staged(folder, state)
     monkeypatch.setattr(JournalReader, "now_ns", lambda self: now)
     app = WatchApp(str(folder))

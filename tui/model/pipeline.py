@@ -206,6 +206,7 @@ class DataSources:
         self.all: dict[Path, DataSource] = {}
         self._looked = -LOOK_S
         self._at_work: Iterator[bool] | None = None
+        self._alive: list[bool | None] = []  # of each, whether its writer lives
 
     def read(self, until: float) -> bool:
         """Take in what is new, until a moment of ``time.monotonic``. Whether anything changed."""
@@ -213,6 +214,9 @@ class DataSources:
             self._looked = time.monotonic()
             self._find()
         changed = self._at_work is not None
+        alive = [source.stream.reader.alive() for source in self.all.values()]
+        if alive != self._alive:  # what a worker had open when it died is not open any more
+            self._alive, changed = alive, True
         if self._at_work is None:
             self._at_work = self._blocks()
         for _ in self._at_work:
