@@ -69,7 +69,7 @@ def parsed(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError, RecursionError: it is damaged.
     """
-    line: Any = json.loads(text)
+    line: Any = json.loads(text.decode())  # of bytes it would look for their encoding
     if not isinstance(line, dict):
         raise ValueError("a line is an object")
     lone = b"\\ud" in text.lower()  # perhaps a lone surrogate, from a file name for example
