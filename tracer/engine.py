@@ -262,7 +262,8 @@ class EngineTracer:
     def note_loading(self, recorder: Recorder, engine: Any, begun: int) -> None:
         """``iter(dataloader)`` has returned, which began at this time (Unix ns)."""
         if self._data is not None:
-            seed = getattr(engine._dataloader_iter, "_base_seed", None)
+            # Not by ``getattr``: whatever a program iterates over may not like to be asked.
+            seed = getattr(engine._dataloader_iter, "__dict__", {}).get("_base_seed")
             recorder.writer.note(
                 "loading", time=begun, lane=recorder.lane, iteration=engine.state.iteration,
                 seed=seed if isinstance(seed, int) else None,

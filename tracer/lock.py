@@ -33,8 +33,10 @@ def open_own(path: Path, flags: int) -> int:
     return fd
 
 
-def take_lock(path: Path) -> int:
+def take_lock(path: Path, certainly: bool = False) -> int:
     """Make a file and lock it. Returns its descriptor, which must stay open; close it to let go.
+
+    Where there are no locks it is taken to be free, unless one wants to know it ``certainly``.
 
     Raises:
         BlockingIOError: somebody else holds it.
@@ -48,6 +50,8 @@ def take_lock(path: Path) -> int:
     except (BlockingIOError, PermissionError) as error:  # EACCES: POSIX allows this answer too
         os.close(fd)
         raise BlockingIOError(f"{path}: somebody else holds it") from error
-    except (ImportError, OSError):
-        pass  # no locks here; nothing else is lost
+    except (ImportError, OSError) as error:  # no locks here; nothing else is lost
+        if certainly:
+            os.close(fd)
+            raise BlockingIOError(f"{path}: cannot be locked") from error
     return fd

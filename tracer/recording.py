@@ -29,6 +29,9 @@ from firetrace.tracer.writer import MAX_BYTES, JournalWriter
 
 log = logging.getLogger("firetrace")
 
+#: Of the budget of a process so much is that of each data journal beside its own.
+DATA_PART = 8
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -129,10 +132,10 @@ class Recording:
         told = self.directory == run.chosen()[0]
         log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
         if data_wanted(settings.data):
-            self.data = DataTracer(
-                Place(stem, resource, settings.max_bytes, settings.min_free_bytes,
-                      settings.mapped, settings.every)
-            )  # fmt: skip
+            most = max(2**16, settings.max_bytes // DATA_PART)
+            free = settings.min_free_bytes
+            place = Place(stem, resource, most, free, settings.mapped, settings.every)
+            self.data = DataTracer(place)
         if meeting is not None:
             self._keep_time(meeting, here)
         if relay.wanted(settings.otlp):
@@ -147,6 +150,9 @@ class Recording:
             self._clock = clock.keep_time(self.writer, meeting, here)
         except Exception as error:
             log.debug("the clocks of the hosts are not compared: %s", error)
+        finally:
+            if not isinstance(self._clock, clock.Comparison):  # which asks it later
+                meeting.close()
 
     def _start_relay(self, journal: Path) -> None:
         try:

@@ -15,10 +15,12 @@ from datetime import timedelta
 from itertools import count
 from typing import Any, NamedTuple
 
+from firetrace.tracer.fuse import Fuse
+
 log = logging.getLogger("firetrace")
 
-#: How long the store may take to answer. It is asked once, when the first event fires.
-PATIENCE_S = 5
+#: How long the store may take, all in all. It is asked once, when the first event fires.
+PATIENCE_S = 5.0
 _recordings = count()
 
 
@@ -55,11 +57,12 @@ def _number(variable: str, otherwise: int) -> int:
 
 
 class Meeting:
-    """A connection of our own to the store that the ranks of a job share."""
+    """A connection of our own to the store that the ranks of a job share, until ``close``."""
 
-    def __init__(self, store: Any, host: str) -> None:
-        self._store = store
+    def __init__(self, store: Any, host: str, fuse: Fuse | None = None) -> None:
+        self._store, self._fuse = store, fuse
         self.host = host  #: on which the store is, and rank 0
+        self.number = next(_recordings)  #: of the recording, as every rank counts
 
     def agree(self, key: str, proposal: str) -> str:
         """What all ranks have under this key: what the first of them proposed.
@@ -79,6 +82,12 @@ class Meeting:
     def put(self, key: str, value: str) -> None:
         """Put something there for the others."""
         self._store.set(f"firetrace/{key}", value)
+        self._store.check([f"firetrace/{key}"])  # that one is answered: then it is there
+
+    def close(self) -> None:
+        """Ask no more; who waits for an answer, in another thread, gets an error."""
+        if self._fuse is not None:
+            self._fuse.blow()
 
 
 def meet() -> Meeting | None:
@@ -86,7 +95,10 @@ def meet() -> Meeting | None:
     try:
         return _meet()
     except Exception as error:
-        log.debug("no store that all ranks share: %s", error)
+        log.warning(
+            "firetrace: the store of this job does not answer (%s); "
+            "this rank may record into a run of its own", str(error).partition("\n")[0],
+        )  # fmt: skip
         return None
 
 
@@ -105,8 +117,14 @@ def _meet() -> Meeting | None:
     make: Any = getattr(sys.modules.get("torch.distributed"), "TCPStore", None)
     if not host or not port or make is None:
         return None
-    patience = timedelta(seconds=PATIENCE_S)
-    return Meeting(make(host, port, None, False, patience, wait_for_workers=False), host)
+    fuse = Fuse(host, port, PATIENCE_S)
+    patience = timedelta(seconds=PATIENCE_S / 3)  # then it is not tried again
+    try:
+        store = make("127.0.0.1", fuse.port, None, False, patience, wait_for_workers=False)
+    except BaseException:
+        fuse.blow()
+        raise
+    return Meeting(store, host, fuse)
 
 
 def agreed(meeting: Meeting | None, proposal: str) -> str:
@@ -114,7 +132,7 @@ def agreed(meeting: Meeting | None, proposal: str) -> str:
     if meeting is None:
         return proposal
     try:
-        return meeting.agree(f"run/{next(_recordings)}", proposal)
+        return meeting.agree(f"run/{meeting.number}", proposal)
     except Exception as error:
         log.warning("firetrace: the ranks could not agree on a run (%s); this is its own", error)
         return proposal

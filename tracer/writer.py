@@ -241,11 +241,12 @@ class JournalWriter:
         parent, name, _, flags, epoch, _, _, _ = journal.ROW.unpack(data)
         return Row(parent, self._kinds.get(name, ""), epoch, flags)
 
-    def lane(self, engine: str, key: int) -> int:
-        """A lane for an engine (told apart by ``key``) in the calling thread."""
+    def lane(self, engine: str, key: int, name: str = "") -> int:
+        """A lane for an engine (told apart by ``key``) in the calling thread, or one so named."""
         thread = threading.current_thread()
+        name = name or thread.name
         with self._guard:
-            found = self._lanes.get((engine, thread.name, key))
+            found = self._lanes.get((engine, name, key))
             if found is not None:
                 return found
             new = len(self._lanes)
@@ -260,8 +261,8 @@ class JournalWriter:
                 alike.append(key)
             number = alike.index(key) + 1
             label = engine if number == 1 else f"{engine}-{number}"
-            self.note("lane", id=new, engine=label, thread=thread.name, thread_id=thread.ident or 0)
-            self._lanes[engine, thread.name, key] = new
+            self.note("lane", id=new, engine=label, thread=name, thread_id=thread.ident or 0)
+            self._lanes[engine, name, key] = new
             return new
 
     # Windows and the budget

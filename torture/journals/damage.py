@@ -65,13 +65,14 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 KINDS_OF_LINES = (
     "process", "traces", "name", "lane", "run", "exception", "end_reason", "link", "attributes",
-    "thin", "clock", "stopped", "end", "none of these",
+    "thin", "clock", "offset", "loading", "pass", "stopped", "end", "none of these",
 )  # fmt: skip
 KEYS = (
     "resource", "split", "parent", "id", "kind", "name", "code", "engine", "thread", "thread_id",
     "row", "max_epochs", "epoch_length", "max_iters", "time", "exception.type",
     "exception.message", "exception.stacktrace", "reason", "to", "attributes", "every", "wall",
-    "monotonic",
+    "monotonic", "offset", "error", "lane", "iteration", "seed", "worker", "workers", "dataset",
+    "pid",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stdout
 from pathlib import Path
@@ -11,15 +12,19 @@ from pathlib import Path
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from firetrace.exporters.chrome.export import export_chrome
+from firetrace.exporters.chrome.run import export_run
+from firetrace.exporters.journals import members
 from firetrace.exporters.otlp.file import export_otlp_file
 from firetrace.exporters.otlp.protobuf import Encoder
 from firetrace.exporters.spans import maker
+from firetrace.tracer.run import open_run
 from firetrace.tracer.stream import Stream, blocks
 from firetrace.tracer.table import Table
 from firetrace.tui.diff import diff
 from firetrace.tui.diff_text import print_diff
 from firetrace.tui.feed import Feed, Snapshot
 from firetrace.tui.html.page import page
+from firetrace.tui.model.ranks import Ranks, skew
 from firetrace.tui.model.report import read_report
 from firetrace.tui.model.search import Matches
 from firetrace.tui.text import print_report
@@ -101,6 +106,26 @@ def watched(journal: Path, folder: Path) -> None:
             matches.at(line)
 
 
+def many(journal: Path, folder: Path) -> None:
+    """The same as two ranks of a run, and as what a worker of each made: compared and exported."""
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    for stem in ("rank0.1", "rank1.1", "rank0.1.data0"):
+        for suffix in (".rows", ".meta.jsonl"):
+            shutil.copyfile(journal.with_suffix(suffix), run / f"{stem}{suffix}")
+    ranks = Ranks(run)
+    ranks.poll()
+    compared = skew(ranks)
+    json.dumps(compared.as_json(), allow_nan=False)
+    found = read_report(run / "rank0.1.rows")
+    json.dumps(found.as_json(), allow_nan=False)
+    with redirect_stdout(io.StringIO()):
+        print_report(found, compared)
+    export_run(members(open_run(run)), folder / "run.json")
+    json.loads((folder / "run.json").read_bytes())
+
+
 def _numbers(found: Snapshot) -> Iterator[int]:
     stack = [0]
     for _ in range(ROWS_LOOKED_AT):
@@ -114,5 +139,5 @@ def _numbers(found: Snapshot) -> Iterator[int]:
 READERS: dict[str, Callable[[Path, Path], None]] = {
     "report": report, "watch": watched, "export --to chrome": chrome,
     "export --to otlp-file": otlp_file, "export --to otlp": otlp, "report --html": html,
-    "diff": compared,
+    "diff": compared, "of many ranks": many,
 }  # fmt: skip

@@ -9,12 +9,16 @@ span.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from threading import get_ident
+from types import FunctionType
 from typing import Any
 
 from firetrace.tracer.data import pipeline
 from firetrace.tracer.data.pipeline import CUT, ERROR
+
+log = logging.getLogger("firetrace")
 
 #: Where objects keep what they call one after the other, or one of.
 PARTS = ("transform", "transforms")
@@ -34,24 +38,28 @@ class Watched:
         """Watch a data set, those within it, and the transforms of all of them."""
         for item, is_dataset in found_in(dataset):
             if is_dataset:
-                self._replace(type(item), "__getitem__", _sample)
+                if not _is_a(item, "IterableDataset"):
+                    self._replace(type(item), "__getitem__", _sample)
             else:
                 if pipeline.active is not None:
-                    pipeline.active.watched.add(id(item))
+                    pipeline.active.know(item)
                 self._replace(type(item), "__call__", _transform)
 
     def _replace(self, cls: type, name: str, wrap: Callable[[Any, type], Any]) -> None:
-        original = getattr(cls, name, None)
-        if (cls, name) in self._known or original is None:
+        if (cls, name) in self._known:
+            return
+        self._known.add((cls, name))
+        original = next((vars(each)[name] for each in cls.__mro__ if name in vars(each)), None)
+        if not isinstance(original, FunctionType):  # who knows what it is called with
             return
         ours = wrap(original, cls)
         own = vars(cls).get(name)
+        self._replaced.append((cls, name, own, ours))  # first: Ctrl-C may come
         try:
             setattr(cls, name, ours)
-        except TypeError:  # of a type that is not Python's own, such as a list
-            return
-        self._known.add((cls, name))
-        self._replaced.append((cls, name, own, ours))
+        except Exception as error:  # of a type that is not Python's own, or does not want to
+            log.debug("%s.%s is not watched: %s", cls.__name__, name, error)
+            self._replaced.pop()
 
     def restore(self) -> None:
         """Put back what the classes had, where nobody else has replaced it meanwhile."""
@@ -95,7 +103,11 @@ def _each(value: Any) -> list[Any]:
 
 
 def _is_dataset(item: Any) -> bool:
-    return any(base.__name__ in ("Dataset", "IterableDataset") for base in type(item).__mro__)
+    return _is_a(item, "Dataset", "IterableDataset")
+
+
+def _is_a(item: Any, *names: str) -> bool:
+    return any(base.__name__ in names for base in type(item).__mro__)
 
 
 def _is_transform(item: Any) -> bool:
@@ -121,7 +133,7 @@ def _transform(original: Any, cls: type) -> Any:
             return original(self, *args, **kwargs)
         track = now.tracks.get(get_ident())
         if track is None or not track.place:
-            track = now.outside(id(self))
+            track = now.outside(self)
         if track is None or track.muted:
             return original(self, *args, **kwargs)
         height = track.open(now.transforms.get(text) or now.transform(text))
@@ -143,7 +155,7 @@ def _sample(original: Any, cls: type) -> Any:
         track = now.tracks.get(get_ident()) if now is not None and type(self) is cls else None
         if now is None or track is None or not track.place or track.muted or track.sampling:
             return original(self, *args, **kwargs)
-        height = track.open(now.name("sample", "sample"))
+        height = track.open(now.samples or now.sample_name())
         track.sampling = True
         try:
             result = original(self, *args, **kwargs)

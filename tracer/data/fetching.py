@@ -37,7 +37,7 @@ class Work:
         self._pass = 0
         self._of: Pipeline | None = None  # whose pass that is
 
-    def begin(self, dataset: Any) -> tuple[Track, int] | None:
+    def begin(self, dataset: Any) -> tuple[Track, int, int] | None:
         """The next batch is fetched; None if it is not recorded."""
         now = pipeline.active
         if now is None:
@@ -46,7 +46,7 @@ class Work:
             name = type(dataset).__name__
             self._pass = now.begin_pass(self.seed, self.worker, self.workers, name)
             self.begins, self._of = False, now
-        begun: tuple[Track, int] | None = now.guarded(
+        begun: tuple[Track, int, int] | None = now.guarded(
             now.begin_batch, self._pass, self.next, self.lane
         )
         self.next += 1
@@ -136,16 +136,16 @@ class _Fetch:
         begun = self._work.begin(self._dataset)
         if begun is None:
             return self._fetch(*args, **kwargs)
-        track, height = begun
+        track, height, outer = begun
         try:
             result = self._fetch(*args, **kwargs)
         except StopIteration:  # an iterable data set has no more: there is no such batch
-            track.end(height, CUT | VOID)
+            track.end(height, outer, CUT | VOID)
             raise
         except BaseException:
-            track.end(height, CUT | ERROR)
+            track.end(height, outer, CUT | ERROR)
             raise
-        track.end(height)
+        track.end(height, outer)
         return result
 
 
@@ -185,7 +185,7 @@ class _Samples:
         track = now.track() if now is not None else None
         if now is None or track is None or not track.place:
             return next(self._samples)
-        height = track.open(now.name("sample", "sample"))
+        height = track.open(now.samples or now.sample_name())
         track.sampling = True
         try:
             result = next(self._samples)

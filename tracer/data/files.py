@@ -6,6 +6,7 @@ new one. So there are as many as there ever were workers at a time.
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -16,17 +17,23 @@ import numpy as np
 from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import Flag, boot_id, written_here
 from firetrace.tracer.lock import open_own, take_lock
-from firetrace.tracer.pages import is_span
+from firetrace.tracer.pages import are_spans
 from firetrace.tracer.reader import JournalReader, Position
 from firetrace.tracer.storage import Pen
 from firetrace.tracer.stream import latest
 from firetrace.tracer.writer import JournalWriter
+
+log = logging.getLogger("firetrace")
 
 #: 512 rows: a worker of a short epoch fills no more.
 WINDOW_BYTES = 2**14
 MOST_FILES = 4096
 #: Windows at a journal's end in which something may have been left open.
 LOOKED_AT = 8
+
+
+class StoppedError(OSError):
+    """A worker that was before has had to stop recording, and has said so."""
 
 
 class Place(NamedTuple):
@@ -44,6 +51,7 @@ def open_journal(place: Place, resource: dict[str, Any]) -> JournalWriter:
     """A data journal that nobody writes.
 
     Raises:
+        StoppedError: data is recorded no more.
         OSError: there is none and none can be made.
     """
     more = (place.max_bytes, place.min_free_bytes, place.every, place.mapped, WINDOW_BYTES)
@@ -64,12 +72,16 @@ def _gone_on_with(
     if not lock.exists():
         return None
     try:
-        held = take_lock(lock)
-    except OSError:  # its writer lives
+        held = take_lock(lock, certainly=True)
+    except OSError:  # its writer lives, or nobody can tell
         return None
     try:
         return Continued(stem, held, resource, *more)
-    except (OSError, JournalError):  # another host's, or damaged: it stays as it is
+    except StoppedError:
+        os.close(held)
+        raise
+    except (OSError, JournalError) as error:  # another host's, or damaged: it stays as it is
+        log.debug("not gone on with: %s", error)
         os.close(held)
         return None
 
@@ -98,27 +110,31 @@ class Continued(JournalWriter):
                 raise OSError(f"{self.path}: its clock was another one")
             # First: a reader of a journal that is not our own would touch its lock.
             written_here.add(header.seed)
-            self._take_over(reader)
-            left = reader.numbers[
-                is_span(reader.numbers, reader.rows["parent"], reader.rows["flags"],
-                        reader.rows["start"], reader.rows["end"]) & (reader.rows["end"] == 0)
-            ]  # fmt: skip
-            last_ns = latest(reader.rows) if len(reader.rows) else header.wall_ns
+            try:
+                self._take_over(reader)
+                left = are_spans(reader.rows, reader.numbers) & (reader.rows["end"] == 0)
+                last_ns = latest(reader.rows) if len(reader.rows) else header.wall_ns
+                self._open_files(stem)
+                try:
+                    self._end_what_was_left(reader.numbers[left], last_ns)
+                    self._set_floor(min_free_bytes)
+                except BaseException:
+                    os.close(self._fd)
+                    os.close(self._meta_fd)
+                    raise
+            except BaseException:
+                written_here.discard(header.seed)
+                raise
         self._lock_fd = self._lock
-        flags = os.O_RDWR
-        self._fd = open_own(self.path, flags)
+
+    def _open_files(self, stem: Path) -> None:
+        self._fd = open_own(self.path, os.O_RDWR)
         try:
-            self._meta_fd = open_own(stem.with_name(stem.name + ".meta.jsonl"), flags | os.O_APPEND)
-        except OSError:
+            meta = stem.with_name(stem.name + ".meta.jsonl")
+            self._meta_fd = open_own(meta, os.O_RDWR | os.O_APPEND)
+        except BaseException:
             os.close(self._fd)
             raise
-        try:
-            self._end_what_was_left(left, last_ns)
-        except OSError:
-            os.close(self._fd)
-            os.close(self._meta_fd)
-            raise
-        self._set_floor(min_free_bytes)
 
     def _take_over(self, reader: JournalReader) -> None:
         header, meta = reader.header, reader.meta
@@ -126,6 +142,8 @@ class Continued(JournalWriter):
         if windows > LOOKED_AT:
             reader.go_to(Position(windows - LOOKED_AT, {}, []))
         reader.poll()
+        if meta.stopped is not None:
+            raise StoppedError(f"{self.path}: {meta.stopped}")
         self._windows = windows
         self.wall_ns, self.monotonic_ns, self.seed = (
             header.wall_ns, header.monotonic_ns, header.seed,
@@ -136,9 +154,14 @@ class Continued(JournalWriter):
         if self._meta_bytes != meta.read_bytes:
             raise OSError(f"{meta.path}: its last line is not whole")
         for id, name in meta.names.items():
-            self._names[name.kind, name.text], self._kinds[id] = id, name.kind
+            twice = (name.kind, name.text) in self._names  # as they can be read, that is
+            self._names[("", str(id)) if twice else (name.kind, name.text)] = id
+            self._kinds[id] = name.kind
         for id, lane in meta.lanes.items():
             self._lanes[lane.engine, lane.thread, 0] = id
+        for ids, known in ((meta.names, self._names), (meta.lanes, self._lanes)):
+            if len(known) != len(ids) or sorted(ids) != list(range(len(ids))):
+                raise OSError(f"{meta.path}: lines are missing")  # the next id is their number
         self.passes = max(meta.passes, default=0)
 
     def _end_what_was_left(self, left: Any, last_ns: int) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from threading import get_ident
 from time import monotonic_ns
 from typing import Any
 
 from firetrace.tracer.blame import raised_by_signal_handler
-from firetrace.tracer.data.files import Place, open_journal
+from firetrace.tracer.data.files import Place, StoppedError, open_journal
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.storage import Pen, place_of
 from firetrace.tracer.writer import JournalWriter
@@ -30,13 +32,15 @@ class Track:
     """What is being made in one thread."""
 
     __slots__ = (
-        "lane", "muted", "offset", "pen", "pipeline", "place", "sampling", "stack", "thread",
+        "lane", "muted", "name", "offset", "pen", "pipeline", "place", "sampling", "stack",
+        "thread",
     )  # fmt: skip
 
-    def __init__(self, pipeline: Pipeline, pen: Pen, lane: int, offset: int) -> None:
+    def __init__(self, pipeline: Pipeline, pen: Pen, name: str, offset: int) -> None:
         self.pipeline = pipeline
         self.pen = pen
-        self.lane = lane << 16  # as a label has it
+        self.name = name  # of the thread, or of the one whose place it takes
+        self.lane = 0  # as a label has it
         self.offset = offset  # from monotonic to the journal's time
         self.place = 0
         self.stack: list[int] = [0]
@@ -77,10 +81,18 @@ class Track:
         except Exception as error:
             self.pipeline.give_up(error)
 
-    def end(self, height: int, flags: int = 0) -> None:
-        """A batch has been made, or an exception was raised."""
-        self.close(height, flags)
-        self.place = 0
+    def cut_short(self) -> None:
+        """What is being made is not recorded to its end. For any thread: nothing else changes."""
+        for row in reversed(self.stack[1:]):
+            self.pen.close(row, monotonic_ns() + self.offset, CUT)
+
+    def end(self, height: int, outer: int, flags: int = 0) -> None:
+        """A batch has been made, or an exception was raised; go on with that around it, if any."""
+        try:
+            self.close(height, flags)
+        finally:  # Ctrl-C may come meanwhile, and the next batch is not in this one
+            del self.stack[height:]
+            self.place = outer
 
 
 class Pipeline:
@@ -99,7 +111,8 @@ class Pipeline:
         self._guard = threading.RLock()
         self.tracks: dict[int, Track] = {}  #: by thread
         self.transforms: dict[str, int] = {}  #: ids of their names
-        self.watched: set[int] = set()  #: ``id`` s of the transforms that data sets hold
+        self.samples = 0  #: the id of their name, once there is one
+        self._known: dict[int, weakref.ref[Any]] = {}  # the transforms that data sets hold, by id
         self._ended = False
         self._names: dict[tuple[str, str], int] = {}
 
@@ -116,6 +129,9 @@ class Pipeline:
         if self._ended:
             return
         self._ended = True
+        if isinstance(error, StoppedError):  # that was said when it happened
+            log.debug("%s", error)
+            return
         try:
             log.warning(
                 "firetrace records no more of the data pipeline in %s (%s: %s); it goes on",
@@ -154,14 +170,23 @@ class Pipeline:
 
     def _make_track(self, lane: str) -> Track:
         writer, ident = self._open(), get_ident()
-        id = writer.lane(lane or OWN_LANE, 0)
         track = self.tracks.get(ident)
         if track is None or track.thread is not threading.current_thread():
-            offset = writer.wall_ns - writer.monotonic_ns
-            pen = writer.pen()
-            track = self.tracks[ident] = Track(self, pen, id, offset)
-        track.lane = id << 16
+            track = self.tracks[ident] = self._track_of_the_dead(writer)
+        track.lane = writer.lane(lane or OWN_LANE, 0, track.name) << 16
         return track
+
+    def _track_of_the_dead(self, writer: JournalWriter) -> Track:
+        """One for this thread: loaders that are threads begin new ones in each epoch."""
+        thread = threading.current_thread()
+        with self._guard:
+            for ident, track in list(self.tracks.items()):
+                if not track.thread.is_alive() and self.tracks.pop(ident, None) is track:
+                    pen, name = track.pen, track.name
+                    break
+            else:
+                pen, name = writer.pen(), thread.name
+        return Track(self, pen, name, writer.wall_ns - writer.monotonic_ns)
 
     def _open(self) -> JournalWriter:
         with self._guard:
@@ -177,15 +202,28 @@ class Pipeline:
         key = kind, text
         found = self._names.get(key)
         if found is None:
-            found = self._names[key] = self._open().name(kind, text)
+            found = self._names[key] = self.guarded(self._new_name, kind, text) or 0
         return found
+
+    def _new_name(self, kind: str, text: str) -> int:
+        return self._open().name(kind, text)
+
+    def sample_name(self) -> int:
+        """The id of the name of samples."""
+        self.samples = self.name("sample", "sample")
+        return self.samples
 
     def transform(self, text: str) -> int:
         """The id of a transform's name."""
-        found = self.transforms[text] = self.guarded(self.name, "transform", text) or 0
+        found = self.transforms[text] = self.name("transform", text)
         return found
 
-    def outside(self, id: int) -> Track | None:
+    def know(self, transform: Any) -> None:
+        """A data set holds this transform."""
+        with suppress(TypeError):  # there is no telling then when it is gone
+            self._known[id(transform)] = weakref.ref(transform)
+
+    def outside(self, transform: Any) -> Track | None:
         """The thread's track for a transform that is called outside of every batch.
 
         That is a data set's own, as for a cache that is renewed; or what belongs to no data.
@@ -193,7 +231,8 @@ class Pipeline:
         track = self.tracks.get(get_ident())
         if track is not None and len(track.stack) > 1:
             return track
-        return self.track() if id in self.watched else None
+        known = self._known.get(id(transform))
+        return self.track() if known is not None and known() is transform else None
 
     # Passes and batches
 
@@ -214,7 +253,7 @@ class Pipeline:
             )  # fmt: skip
             return writer.passes
 
-    def begin_batch(self, pass_id: int, number: int, lane: str) -> tuple[Track, int] | None:
+    def begin_batch(self, pass_id: int, number: int, lane: str) -> tuple[Track, int, int] | None:
         """A batch (from 1) is made from here on in this thread. Return what ``Track.end`` needs."""
         if not pass_id:
             return None
@@ -227,19 +266,20 @@ class Pipeline:
         if number % self._writer.every:
             track.muted = True
             return None
-        track.place = self.guarded(place_of, pass_id, number) or 0
-        return track, track.open(self.name("batch", "batch"))
+        outer, track.place = track.place, place_of(pass_id, number)
+        return track, track.open(self.name("batch", "batch")), outer
 
     def close(self) -> None:
         """End the recording; what was recorded can be read."""
         self._ended = True
-        self.tracks = {}
+        tracks, self.tracks = self.tracks, {}
         with self._guard:
             if self._writer is not None and self.pid == os.getpid():
-                try:
-                    self._writer.close()
-                except Exception as error:
-                    log.debug("closing the data journal: %s", error)
+                for step in (*(track.cut_short for track in tracks.values()), self._writer.close):
+                    try:
+                        step()
+                    except Exception as error:
+                        log.debug("closing the data journal: %s", error)
 
 
 #: What records in this process; None: nothing does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any
@@ -47,9 +48,14 @@ class DataTracer:
         worker = sys.modules.get(WORKER)
         if worker is None:  # the program has no loader yet, so it imports one later, or never
             return
+        original = worker._worker_loop
+        if isinstance(original, Loop):
+            if original.pid == os.getpid():
+                return  # another recording of this process has them
+            original = original.original  # this is a forked child, that its parent's
         if pipeline.active is None:
             pipeline.activate(self.pipeline)
-        self._replace(worker, "_worker_loop", Loop(self.pipeline.place, worker._worker_loop))
+        self._replace(worker, "_worker_loop", Loop(self.pipeline.place, original))
         for where, name, ours in fetching.stand_ins(self._classes):
             self._replace(where, name, ours)
 

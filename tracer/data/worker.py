@@ -30,12 +30,15 @@ class Loop:
 
             original = worker._worker_loop
         self._place, self.original = place, original
+        self.pid = os.getpid()
 
     def __reduce__(self) -> Any:
         return Loop, (self._place,)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Work as a worker, until there is no more to do."""
+        if self.pid not in (os.getpid(), os.getppid()):  # of a child of the program's own
+            return self.original(*args, **kwargs)
         try:
             given = inspect.signature(self.original).bind(*args, **kwargs).arguments
             work = Work(given["base_seed"], given["worker_id"], given["num_workers"])
