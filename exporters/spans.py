@@ -229,7 +229,7 @@ class SpanMaker:
                 found = part << 32 | anchor
             parent_trace[~inside & (parents == parent)] = found
         meta = self._meta
-        noted = [meta.attributes.rows(), meta.runs.rows(), meta.links.rows()]
+        noted = [notes.among(numbers) for notes in (meta.attributes, meta.runs, meta.links)]
         noted.append(np.array([*self._scalars], np.uint32))
         fine = (
             (rows["flags"] & TOLD == 0) & (rows["end"] != 0) & (parents != 0)

@@ -14,7 +14,8 @@ from firetrace.exporters.files import whole_file
 from firetrace.exporters.otlp.delivery import Cursor, CursorError
 from firetrace.exporters.otlp.sender import Sent
 from firetrace.exporters.otlp.transport import bare
-from firetrace.tracer.lock import lock_path, open_own, take_lock
+from firetrace.tracer.files import open_own
+from firetrace.tracer.lock import lock_path, take_lock
 from firetrace.tracer.reader import Position
 from firetrace.tracer.run import open_run
 from firetrace.tui.cli import main

@@ -5,32 +5,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from pathlib import Path
+
+from firetrace.tracer.files import open_own
 
 
 def lock_path(journal: Path) -> Path:
     """The file that is locked while somebody sends this journal."""
     return journal.with_suffix(".otlp.lock")
-
-
-def open_own(path: Path, flags: int) -> int:
-    """Open a file in a run's directory that is ours by its name; the user's umask makes its mode.
-
-    Who may write there could have put a link to somebody's file under that name, or a pipe on which
-    one waits for ever.
-
-    Raises:
-        OSError: it is a link, or no regular file; or it cannot be opened.
-    """
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
-    return fd
 
 
 def take_lock(path: Path, certainly: bool = False) -> int:

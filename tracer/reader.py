@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firetrace.tracer.errors import JournalError
+from firetrace.tracer.files import open_regular
 from firetrace.tracer.journal import (
     FIRST_ROW,
     HEADER_BYTES,
@@ -31,7 +32,7 @@ from firetrace.tracer.journal import (
     boot_id,
     written_here,
 )
-from firetrace.tracer.meta import Meta, open_file
+from firetrace.tracer.meta import Meta
 
 Numbers = npt.NDArray[np.uint32]
 #: Windows that were handed out and not yet written to: a thread has one.
@@ -62,7 +63,7 @@ class JournalReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._fd = open_file(self.path)
+            self._fd = open_regular(self.path)
         except OSError as error:
             raise JournalError(f"{self.path}: {error.strerror or error}") from error
         try:

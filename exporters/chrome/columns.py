@@ -245,7 +245,7 @@ class Columns:
         told = (rows["flags"] & TOLD) != 0
         for notes in (table.meta.attributes, table.meta.exceptions):
             if notes:
-                told |= np.isin(numbers, notes.rows())
+                told |= np.isin(numbers, notes.among(numbers))
         return np.flatnonzero(told)
 
     def _with_marks(

@@ -18,7 +18,8 @@ from firetrace.exporters.otlp.sender import Sender, Sent
 from firetrace.exporters.selection import Selection, selector_of
 from firetrace.exporters.spans import maker
 from firetrace.tracer.errors import FiretraceError
-from firetrace.tracer.lock import lock_path, open_own, take_lock
+from firetrace.tracer.files import open_own
+from firetrace.tracer.lock import lock_path, take_lock
 from firetrace.tracer.reader import JournalReader, Position
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table

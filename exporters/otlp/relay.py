@@ -49,7 +49,7 @@ def _relay(journal: Path, lock: int) -> int:
     import time
     from logging.handlers import RotatingFileHandler
 
-    from firetrace.tracer.lock import open_own
+    from firetrace.tracer.files import open_own
 
     class OwnFile(RotatingFileHandler):
         """A log file that is neither a link to another file nor a pipe, or else no log."""

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firetrace.tracer.errors import JournalError
+from firetrace.tracer.files import open_own
 from firetrace.tracer.journal import Flag, boot_id, written_here
-from firetrace.tracer.lock import open_own, take_lock
+from firetrace.tracer.lock import take_lock
 from firetrace.tracer.pages import are_spans
 from firetrace.tracer.reader import JournalReader, Position
 from firetrace.tracer.storage import Pen
