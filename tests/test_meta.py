@@ -126,7 +126,7 @@ def test_a_file_that_is_no_file_is_not_waited_for(tmp_path: Path, path: Path) ->
     assert not found.names
     rows = tmp_path / "rank0.1.rows"
     os.mkfifo(rows)
-    with pytest.raises(JournalError, match=r"rank0\.1\.rows: not a file"):
+    with pytest.raises(JournalError, match=r"rank0\.1\.rows: is no regular file"):
         JournalReader(rows)
 
 
