@@ -102,27 +102,6 @@ def test_ignite_s_own_launcher(own_folders: Path) -> None:
     check_ranks(tables(run, "rank0.1", "rank1.1"), run)
 
 
-def test_a_file_is_a_store_too(tmp_path: Path, own_folders: Path) -> None:
-    """Ranks that found one another by a file, started by hand."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAMS), "ignite_ddp", f"file://{tmp_path / 'store'}"],
-            env={**os.environ, "TRACED": "1", "RANK": str(rank), "WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for each in ranks:
-            _, error = each.communicate(timeout=100)
-            assert each.returncode == 0, error[-2000:]
-    finally:
-        for each in ranks:
-            each.kill()
-    run = the_run(own_folders)
-    check_ranks(tables(run, "rank0.1", "rank1.1"), run)
-
-
 def test_a_bundle_on_two_ranks(tmp_path: Path, own_folders: Path) -> None:
     """As MONAI's multi-GPU configs do, with ``firetrace run`` before the launcher."""
     config = {

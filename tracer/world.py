@@ -59,7 +59,7 @@ def _number(variable: str, otherwise: int) -> int:
 class Meeting:
     """A connection of our own to the store that the ranks of a job share, until ``close``."""
 
-    def __init__(self, store: Any, host: str, fuse: Fuse | None = None) -> None:
+    def __init__(self, store: Any, host: str, fuse: Fuse) -> None:
         self._store, self._fuse = store, fuse
         self.host = host  #: on which the store is, and rank 0
         self.number = next(_recordings)  #: of the recording, as every rank counts
@@ -86,8 +86,7 @@ class Meeting:
 
     def close(self) -> None:
         """Ask no more; who waits for an answer, in another thread, gets an error."""
-        if self._fuse is not None:
-            self._fuse.blow()
+        self._fuse.blow()
 
 
 def meet() -> Meeting | None:
@@ -109,8 +108,8 @@ def _meet() -> Meeting | None:
         store = dist.distributed_c10d._get_default_store()
         while (below := getattr(store, "underlying_store", None)) is not None:
             store = below
-        if not hasattr(store, "port"):  # a file, say: it has no connection that could be in use
-            return Meeting(store, host) if hasattr(store, "compare_set") else None
+        if not hasattr(store, "port"):  # a file, say: it can only be asked as the training does,
+            return None  # and nobody can tell how long that takes
         host, port = str(store.host), int(store.port)
     elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None  # nobody listens there before the program initialises it
