@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is there
 
 from firetrace.tracer import clock
 from firetrace.tracer.aligned import aligned
 from firetrace.tracer.clock import ANSWER, QUESTION, Clock, Comparison, ask, key_of
+from firetrace.tracer.fuse import Fuse
 from firetrace.tracer.journal import Header
 from firetrace.tracer.meta import Meta, Offset
 from firetrace.tracer.run import open_run
@@ -176,27 +178,13 @@ def test_a_host_that_is_itself_to_itself_only(host: str, address: str, expected:
     assert clock._stands_for_itself(host, address) is expected
 
 
-class Shelf:
-    """What a store does for one process."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-
-    def check(self, keys: list[str]) -> bool:
-        return all(key in self.kept for key in keys)
-
-    def get(self, key: str) -> bytes:
-        return self.kept[key]
-
-    def set(self, key: str, value: str) -> None:
-        self.kept[key] = value.encode()
-
-
 def test_a_rank_0_that_was_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restart its notice is still there; the rank looks again until somebody answers."""
     monkeypatch.setattr(clock, "ANSWER_S", 0.01)
     monkeypatch.setattr(clock, "EVERY_S", 0.01)
-    meeting = Meeting(Shelf(), HOST)
+    store = TCPStore(HOST, 0, None, True, wait_for_workers=False)
+    fuse = Fuse(HOST, store.port, 5)
+    meeting = Meeting(TCPStore(HOST, fuse.port, None, False), HOST, fuse)
     writer = JournalWriter(tmp_path / "rank1.1", {}, min_free_bytes=0)
     notice = {"boot_id": "another", "port": 9, "token": "00" * 16, "seed": "aa"}
     meeting.put(key_of(meeting), json.dumps(notice))
