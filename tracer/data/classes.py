@@ -133,10 +133,10 @@ def _transform(original: Any, cls: type) -> Any:
         if now is None or type(self) is not cls:
             return original(self, *args, **kwargs)
         track = now.tracks.get(get_ident())
-        if track is None or not track.place:
-            track = now.outside(self)
-        if track is None or track.muted:
-            return original(self, *args, **kwargs)
+        if track is None or not track.place or track.muted:
+            track = now.outside(self) if track is None or not track.place else None
+            if track is None or track.muted:
+                return original(self, *args, **kwargs)
         # As ``Track.open`` and ``Track.close`` do it, without the calls: this is the hot path.
         stack, pen = track.stack, track.pen
         height, row = len(stack), pen.next_row
@@ -154,7 +154,7 @@ def _transform(original: Any, cls: type) -> Any:
         else:
             track.open(now.transforms.get(text) or now.transform(text))
         try:
-            result = original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs) if kwargs else original(self, *args)
         except BaseException:
             track.close(height, CUT | ERROR)
             raise
