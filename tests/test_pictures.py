@@ -81,6 +81,8 @@ def test_the_picture_is_the_accepted_one(
         await until(pilot, lambda: app.shown is not None, "nothing shown")
         if state == "two ranks":
             await until(pilot, lambda: app.shown.skew is not None, "no ranks")  # type: ignore[union-attr]
+            await pilot.pause()
+            app.timeline.show(app.shown)  # type: ignore[arg-type]  # as the next look does
         await pilot.pause()
         await pilot.pause()
 

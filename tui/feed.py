@@ -225,7 +225,7 @@ class RankWatch:
         self._ranks: Ranks | None = None
         self._next = 0.0  # when to look again
         self.skew: Skew | None = None
-        self.is_new = True
+        self.is_new = self._several()
 
     def look(self) -> bool:
         """Look, now and then; return whether anything changed."""
