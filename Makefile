@@ -23,11 +23,12 @@ env: $(READY) ## make the environment in .venv
 demo: $(READY) ## train the sample under the live app; leaves a journal and a Chrome trace
 	$(BIN)/python samples/demo.py
 
+SPREAD := --numprocesses logical --dist loadfile
 # Beside other tests, pictures may be taken too early and seconds be counted too long.
 ALONE := tests/test_pictures.py tests/test_live_data.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile $(ALONE:%=--ignore %)
+	$(BIN)/python -m pytest $(SPREAD) $(ALONE:%=--ignore %)
 	$(BIN)/python -m pytest $(ALONE)
 
 # Backends that people run. Each has an environment of its own: what they depend on conflicts.
@@ -38,7 +39,7 @@ $(BACKENDS)/%/.ready: constraints-backends.txt
 	touch $@
 
 test-backends: $(READY) $(foreach name,mlflow arize-phoenix rotel,$(BACKENDS)/$(name)/.ready) ## send to real backends, read back
-	FIRETRACE_BACKENDS=$(BACKENDS) $(BIN)/python -m pytest tests/backends
+	FIRETRACE_BACKENDS=$(BACKENDS) $(BIN)/python -m pytest $(SPREAD) tests/backends
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check
@@ -69,7 +70,7 @@ build/ignite/%: $(READY)
 versions: $(addprefix build/ignite/,$(IGNITES)) ## test the recording with every ignite from 0.5.0 on
 	for version in $(IGNITES); do \
 		echo "pytorch-ignite $$version" && \
-		PYTHONPATH=build/ignite/$$version IGNITE_VERSION=$$version $(BIN)/python -m pytest -q \
+		PYTHONPATH=build/ignite/$$version IGNITE_VERSION=$$version $(BIN)/python -m pytest -q $(SPREAD) \
 			tests/test_ignite.py tests/test_handler.py tests/test_own_spans.py || exit 1; \
 	done
 

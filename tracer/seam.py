@@ -137,7 +137,7 @@ class Loader(Seam):
         recorder = self.running()
         if tracer is None or recorder is None or engine.state.dataloader is None:
             return setup(*args, **kwargs)
-        begun = recorder.now()
+        begun = tracer.guarded(recorder.now)
         height = tracer.guarded(recorder.begin_loader)
         try:
             result = setup(*args, **kwargs)

@@ -40,7 +40,7 @@ class Loop:
         if self.pid not in (os.getpid(), os.getppid()):  # of a child of the program's own
             return self.original(*args, **kwargs)
         try:
-            given = inspect.signature(self.original).bind(*args, **kwargs).arguments
+            given = inspect.getcallargs(self.original, *args, **kwargs)
             work = Work(given["base_seed"], given["worker_id"], given["num_workers"])
             more = {**given, "index_queue": _Queue(given["index_queue"], work)}
         except (TypeError, KeyError, ValueError):  # a torch that does it in another way
