@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types/firetrace
 
-.PHONY: help env demo test test-backends lint types imports versions format audit bench torture ci clean
+.PHONY: help env demo test backends test-backends lint types imports versions format audit bench torture ci clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
@@ -38,7 +38,9 @@ $(BACKENDS)/%/.ready: constraints-backends.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint $< $*
 	touch $@
 
-test-backends: $(READY) $(foreach name,mlflow arize-phoenix rotel,$(BACKENDS)/$(name)/.ready) ## send to real backends, read back
+backends: $(foreach name,mlflow arize-phoenix rotel,$(BACKENDS)/$(name)/.ready) ## install them
+
+test-backends: $(READY) backends ## send to real backends, read back
 	FIRETRACE_BACKENDS=$(BACKENDS) $(BIN)/python -m pytest $(SPREAD) tests/backends
 
 lint: $(READY) ## check style and formatting
