@@ -178,16 +178,6 @@ def _sample(original: Any, cls: type) -> Any:
         track = now.tracks.get(get_ident()) if now is not None and type(self) is cls else None
         if now is None or track is None or not track.place or track.muted or track.sampling:
             return original(self, *args, **kwargs)
-        height = track.open(now.samples or now.sample_name())
-        track.sampling = True
-        try:
-            result = original(self, *args, **kwargs)
-        except BaseException:
-            track.close(height, CUT | ERROR)
-            raise
-        finally:
-            track.sampling = False
-        track.close(height)
-        return result
+        return track.sample(now.samples or now.sample_name(), original, self, *args, **kwargs)
 
     return __getitem__

@@ -106,14 +106,8 @@ def as_transform(function: Callable[..., Any], text: str) -> Callable[..., Any]:
         track = now.track() if now is not None else None
         if now is None or track is None or len(track.stack) == 1:
             return function(*args, **kwargs)
-        height = track.open(now.transforms.get(text) or now.transform(text))
-        try:
-            result = function(*args, **kwargs)
-        except BaseException:
-            track.close(height, CUT | ERROR)
-            raise
-        track.close(height)
-        return result
+        name = now.transforms.get(text) or now.transform(text)
+        return track.during(name, function, *args, **kwargs)
 
     return call
 
@@ -161,14 +155,8 @@ class _Collate:
         track = now.track() if now is not None else None
         if now is None or track is None or not track.place:
             return self._collate(*args, **kwargs)
-        height = track.open(now.name("collate", self._name))
-        try:
-            result = self._collate(*args, **kwargs)
-        except BaseException:
-            track.close(height, CUT | ERROR)
-            raise
-        track.close(height)
-        return result
+        name = now.name("collate", self._name)
+        return track.during(name, self._collate, *args, **kwargs)
 
 
 class _Samples:
@@ -185,17 +173,4 @@ class _Samples:
         track = now.track() if now is not None else None
         if now is None or track is None or not track.place:
             return next(self._samples)
-        height = track.open(now.samples or now.sample_name())
-        track.sampling = True
-        try:
-            result = next(self._samples)
-        except StopIteration:
-            track.close(height, CUT | VOID)
-            raise
-        except BaseException:
-            track.close(height, CUT | ERROR)
-            raise
-        finally:
-            track.sampling = False
-        track.close(height)
-        return result
+        return track.sample(now.samples or now.sample_name(), next, self._samples)

@@ -81,6 +81,28 @@ class Track:
         except Exception as error:
             self.pipeline.give_up(error)
 
+    def during(self, name: int, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call something; its span has this name id. ``StopIteration``: there was nothing."""
+        height = self.open(name)
+        try:
+            result = call(*args, **kwargs)
+        except StopIteration:
+            self.close(height, CUT | VOID)
+            raise
+        except BaseException:
+            self.close(height, CUT | ERROR)
+            raise
+        self.close(height)
+        return result
+
+    def sample(self, name: int, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same for a sample, in which those of the data sets within are no spans."""
+        self.sampling = True
+        try:
+            return self.during(name, call, *args, **kwargs)
+        finally:
+            self.sampling = False
+
     def cut_short(self) -> None:
         """What is being made is not recorded to its end. For any thread: nothing else changes."""
         for row in reversed(self.stack[1:]):
