@@ -23,15 +23,12 @@ from tests.support.pipelines import (
     Load,
     Map,
     Program,
+    engine,
     read_data,
     record,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def engine() -> Engine:
-    return Engine(lambda engine, batch: None)
 
 
 def test_a_batch_within_a_batch() -> None:

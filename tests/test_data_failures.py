@@ -26,16 +26,10 @@ from tests.support.pipelines import (
     Load,
     Map,
     Program,
+    engine,
     read_data,
     record,
 )
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def engine() -> Engine:
-    return Engine(lambda engine, batch: None)
-
 
 # Failures of the program
 
