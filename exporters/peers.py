@@ -23,7 +23,7 @@ from firetrace.tracer.ids import Row, span_id
 from firetrace.tracer.journal import Header
 from firetrace.tracer.meta import Meta
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.run import attempt_of, is_data, rank_of
+from firetrace.tracer.run import attempt_of, is_data, is_rank, rank_of
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, TraceIds, trace_of
@@ -153,7 +153,7 @@ class SameSteps:
         attempt = attempt_of(self._path)
         for path in self._path.parent.glob(f"rank*.{attempt}.rows"):
             rank = rank_of(path)
-            if rank is not None and rank < self._rank and not is_data(path):
+            if rank is not None and rank < self._rank and is_rank(path):
                 try:
                     self._other = Other(path, self._split)
                 except FiretraceError:  # something else under a journal's name

@@ -14,9 +14,10 @@ from firetrace.tracer.data.seams import DataTracer
 from firetrace.tracer.fire import CheckedFire, FireEvent
 from firetrace.tracer.hooks import TorchHooks, by_prefix
 from firetrace.tracer.moves import CORE
+from firetrace.tracer.naming import engine_label
 from firetrace.tracer.public import FirePublicEvent, Watcher, ignore, listen
 from firetrace.tracer.recorder import Paused, Recorder
-from firetrace.tracer.recording import Recording, engine_label
+from firetrace.tracer.recording import Recording
 from firetrace.tracer.scalars import numbers
 from firetrace.tracer.seam import (
     CALLS,
@@ -208,7 +209,10 @@ class EngineTracer:
         self._put_calls(engine)
         recorder.sampler = self._sample
         samples = {"metrics", "output"} if self._output_transform else {"metrics"}
-        recorder.rules.configure(self._hooks.install(engine, recorder), frozenset(samples))
+        watches = self._hooks.install(engine, recorder)
+        if self.recording.devices is not None:
+            recorder.marks = self.recording.devices.marks(recorder, engine, self._models(engine))
+        recorder.rules.configure(watches, frozenset(samples), recorder.marks)
         if recorder.is_over is not None:
             self._paused = recorder.end_run()
             recorder.is_over = None
@@ -222,6 +226,11 @@ class EngineTracer:
             from firetrace.tracer import context  # the program uses OpenTelemetry
 
             self._leave_context = context.enter(recorder, self.recording.guarded)
+
+    def _models(self, engine: Any) -> dict[str, Any]:
+        """The models that the engine is known to train."""
+        network = getattr(engine, "network", None)
+        return self._hooks.models or ({} if network is None else {"": network})
 
     def _sample(self, what: str) -> Iterator[tuple[str, float]]:
         """The numbers of an iteration or an epoch. Reading an output may wait for the device."""
@@ -281,6 +290,8 @@ class EngineTracer:
     def _end_run(self, recorder: Recorder, error: BaseException | None) -> None:
         if recorder.ident:
             self._paused = recorder.end_run(error)
+            if recorder.marks is not None:
+                recorder.marks.end_run(recorder)
             recorder.sampler = None  # the recording keeps its recorders, but must not keep engines
             if recorder.base == 1:
                 self._run_ended()

@@ -6,7 +6,7 @@ Here is every move, step by step. Those of a running loop have short cuts (``sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.moves import DROP, ONE_AHEAD, RENAME, STEP, Move, Node
@@ -16,6 +16,9 @@ from firetrace.tracer.rules import Rules
 from firetrace.tracer.shortcuts import ACTIONS
 from firetrace.tracer.storage import place_of
 from firetrace.tracer.writer import JournalWriter
+
+if TYPE_CHECKING:
+    from firetrace.tracer.device.marks import Marks
 
 CUT, ERROR, GUESS = int(Flag.CUT), int(Flag.ERROR), int(Flag.GUESS)
 SKIPPED, VOID = int(Flag.SKIPPED), int(Flag.VOID)
@@ -33,8 +36,9 @@ class Events(OpenRows):
     """Writes the spans of an engine's events, and of what lies between them."""
 
     __slots__ = (
-        "base", "boundary", "handler_names", "handler_root", "known_handlers", "node", "plan",
-        "resumes", "rules", "run_row", "sampler", "step_label", "stepped", "steps", "unknown",
+        "base", "boundary", "handler_names", "handler_root", "known_handlers", "marks", "node",
+        "phase_row", "plan", "resumes", "rules", "run_row", "sampler", "step_label", "stepped",
+        "steps", "unknown",
     )  # fmt: skip
 
     def __init__(self, writer: JournalWriter, track: ThreadTrack, engine: str, key: int) -> None:
@@ -50,6 +54,8 @@ class Events(OpenRows):
         self.boundary = 0  # Unix ns at which the next phase begins
         self.steps = 0
         self.stepped = False  # an optimizer was, since a phase of one ended
+        self.marks: Marks | None = None  # of the device that the engine trains on
+        self.phase_row = 0  # of the last phase that was written when it ended
         self.plan: tuple[Any, ...] = ()  # what the engine last said about how far it means to go
         self.run_row = 0
         self.resumes = 0  # row of the run that was interrupted before
@@ -61,6 +67,8 @@ class Events(OpenRows):
         name = getattr(event, "name", None)
         move = self.rules.move(self.node, event, name if isinstance(name, str) else str(event))
         move.action, move.begin, move.finish = ACTIONS[move.shape]
+        if self.marks is not None:
+            self.marks.watch(move, self.node)
         return move
 
     def event_without_handlers(self, event: Any, engine: Any) -> None:
@@ -194,8 +202,11 @@ class Events(OpenRows):
     def _write_phase(self, label: int, now: int, flags: int) -> None:
         """A phase that was not guessed is written when it ends, and guessed from then on."""
         self.node.learn(label)
+        self.phase_row = 0
         if not self.muted:
-            self.pen.write(self.stack[-1], label | flags << 24, self.place, now, self.boundary)
+            self.phase_row = self.pen.write(
+                self.stack[-1], label | flags << 24, self.place, now, self.boundary
+            )
 
     def _begin_step(self) -> None:
         """Decide whether this step is recorded or thinned out."""
@@ -226,6 +237,12 @@ class Events(OpenRows):
         if self.sampler is not None:
             for name, value in self.sampler(what):
                 self.scalar(name, value, now)
+
+    def failed(self, error: BaseException) -> None:
+        """Note an exception on the innermost open row, and what the device had no room for."""
+        if self.marks is not None and self.track.noted != id(error):
+            self.describe(self.unmuted_parent(), self.marks.failed(self, error))
+        super().failed(error)
 
     def raised(self, move: Move, error: Any) -> None:
         """Ignite hands an exception to its EXCEPTION_RAISED handlers, who may swallow it."""

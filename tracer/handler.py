@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from firetrace.exporters.spans import SpanMaker
+    from firetrace.tracer.device.accelerator import Accelerator
     from firetrace.tracer.recording import Feed
     from firetrace.tracer.stream import Stream
 
@@ -80,6 +81,10 @@ class TraceHandler:
         data: whether the making of batches is recorded as well: each batch, sample, transform and
             collate, in this process and in the workers of loaders, which write journals of their
             own beside this one's; by default if ``FIRETRACE_DATA=1``.
+        device: whether each phase's time on the GPU is recorded as well, and what is allocated on
+            it, without ever waiting for it; by default where the engine's device is CUDA, unless
+            ``FIRETRACE_DEVICE=0``. True warns where that cannot be. Another accelerator is given as
+            a ``firetrace.tracer.device.accelerator.Accelerator``.
         tracer_provider: the program's own ``TracerProvider``, of OpenTelemetry's SDK. Its
             processors get the spans as they end, with its resource and sampler, from a thread that
             takes up to a tenth of the interpreter's time while the training runs and does the rest
@@ -100,6 +105,7 @@ class TraceHandler:
         otlp: bool | None = None,
         otlp_wait_s: float | None = None,
         data: bool | None = None,
+        device: bool | Accelerator | None = None,
         tracer_provider: Any = None,
     ) -> None:
         if every < 1:
@@ -119,6 +125,7 @@ class TraceHandler:
             otlp,
             otlp_wait_s,
             data,
+            device,
             feed,
         )
         self._recording = recording(self._settings)

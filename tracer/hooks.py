@@ -121,6 +121,8 @@ class TorchHooks:
                 self.tracer.give_up(error)
         elif hook.action == REACHED:
             self._reached = self.tracer.now()  # by a thread of autograd's own, as for CUDA
+            if recorder is not None and recorder.marks is not None:
+                recorder.marks.reached()
 
     def _told(self, recorder: Recorder, hook: Hook, args: tuple[Any, ...]) -> None:
         if recorder.node.inside_handler:

@@ -13,6 +13,15 @@ Where the data pipeline is recorded, each process in which batches are made (a w
 ``DataLoader``, or the training itself) has a *data journal* beside that: ``rank0.1.data0.rows`` and
 so on, of the same format. A worker that begins when another has ended goes on in its files.
 
+Where device time is recorded, there is a *device journal*, ``rank0.1.device.rows``, of the same
+format as well. Its rows have no parents. A ``device`` row is a phase of the rank's journal on the
+device's timeline: from when the device had done all that was queued before the phase began, to
+when it had done all that was queued before the phase ended (of kind ``copy``: the same of a
+``prepare_batch`` that copied the batch there). It is open, and begins when the phase began on the
+host, until its times are known; if they never were, it stays so where the process was killed, and
+else is flagged CUT and has no duration. An ``event`` row is a moment in which the device's memory
+was full. Scalars are bytes: what is allocated, from time to time, and what was copied there.
+
 **Rows file.** The first 4096 bytes are the header:
 
     offset  type    field
@@ -35,7 +44,8 @@ A row's number is its byte offset divided by 32, so the first row is number 128 
     6       u8      lane: the id of a ``lane`` line: one engine in one thread
     7       u8      flags (the ``Flag`` bits)
     8       u32     epoch      as ignite counts: from 1, 0 before the first. In a data journal the
-                               ``id`` of a ``pass``, 0 for what belongs to none
+                               ``id`` of a ``pass``, 0 for what belongs to none; in a device
+                               journal the number of the phase's row in the rank's journal, or 0
     12      u32     iteration  as ignite counts, over all epochs; on ``step`` and ``get_batch`` the
                                one being fetched. On ``run`` and ``epoch`` as they began, or, where
                                steps are thinned out, the last one reached. In a data journal which
@@ -77,6 +87,9 @@ first row that needs it.
                loader after so many iterations; ``seed``: of the loader's iterator, or null
     pass       ``id``, ``time``, ``seed``, ``worker``, ``workers``, ``dataset``, ``pid``: of a data
                journal: a worker begins a pass over a data set. Of no worker ``workers`` is 0
+    anchor     ``time``, ``lane``, ``error``: of a device journal: at this time the device's clock
+               was placed on the host's, give or take ``error`` ns; once a minute
+    untimed    ``lane``, ``reason``, ``count``: so many phases have no row in the device journal
     stopped    ``reason``: firetrace had to stop recording; the training went on
     end        ``time``: the writer closed the journal properly
 
@@ -117,11 +130,12 @@ ROW = struct.Struct("<IHBBIIqq")
 HOST_OFFSET = 64
 
 #: What a name stands for. ``phase`` is a part of an iteration, ``pair`` a custom
-#: ``*_STARTED``/``*_COMPLETED`` pair, ``span`` one that the user made. The last four are of data
-#: journals: a ``batch`` has samples, which have transforms, and then its ``collate``.
+#: ``*_STARTED``/``*_COMPLETED`` pair, ``span`` one that the user made. Of data journals: a
+#: ``batch`` has samples, which have transforms, and then its ``collate``. The last two are of
+#: device journals.
 KINDS = (
     "run", "epoch", "loader", "step", "iteration", "phase", "pair", "event", "handler", "span",
-    "scalar", "batch", "sample", "transform", "collate",
+    "scalar", "batch", "sample", "transform", "collate", "device", "copy",
 )  # fmt: skip
 
 ROW_DTYPE = np.dtype(

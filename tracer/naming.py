@@ -95,3 +95,16 @@ def _forget(names: weakref.ref[HandlerNames], key: int, reference: weakref.ref[A
     owner = names()
     if owner is not None:
         owner.drop(key)
+
+
+def engine_label(engine: Any) -> str:
+    """What an engine is called: its class, or its process function for ignite's bare Engine."""
+    name = type(engine).__name__
+    function = getattr(engine, "_process_function", None)
+    if name == "Engine" and function is not None:
+        name = getattr(function, "__qualname__", name).split(".")[0]
+        name = {
+            "supervised_training_step": "trainer", "create_supervised_trainer": "trainer",
+            "supervised_evaluation_step": "evaluator", "create_supervised_evaluator": "evaluator",
+        }.get(name, name)  # fmt: skip
+    return name

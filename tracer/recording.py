@@ -22,6 +22,7 @@ from firetrace.tracer import begin, clock, relay, run
 from firetrace.tracer.blame import raised_by_signal_handler
 from firetrace.tracer.data.files import Place
 from firetrace.tracer.data.seams import DataTracer
+from firetrace.tracer.device.devices import Devices
 from firetrace.tracer.recorder import Recorder
 from firetrace.tracer.rows import ThreadTrack
 from firetrace.tracer.world import Meeting, World, meet, world
@@ -47,6 +48,7 @@ class Settings:
     otlp: bool | None = None
     otlp_wait_s: float | None = None
     data: bool | None = None
+    device: Any = None
     #: Given the journal when it is made; returns what hands it on in this process.
     feed: Callable[[Path], Feed] | None = None
 
@@ -76,6 +78,7 @@ class Recording:
         self._users = 0
         self._feed: Feed | None = None
         self.data: DataTracer | None = None  # how batches are made, if that is recorded
+        self.devices: Devices | None = None  # once the journal is open
         self._clock: clock.Clock | clock.Comparison | None = None  # among hosts
         self.relayed: Path | None = None  # the journal that a relay sends on
         _recordings.add(self)
@@ -131,11 +134,12 @@ class Recording:
         # ``firetrace run`` has said it already, and what the program logs shall stay the same.
         told = self.directory == run.chosen()[0]
         log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
+        more = settings.min_free_bytes, settings.every, settings.mapped
+        self.devices = Devices(settings.device, self.writer, resource, (settings.max_bytes, *more))
         if data_wanted(settings.data):
             most = max(2**16, settings.max_bytes // DATA_PART)
-            free = settings.min_free_bytes
-            place = Place(stem, resource, most, free, settings.mapped, settings.every)
-            self.data = DataTracer(place)
+            free, every, mapped = more
+            self.data = DataTracer(Place(stem, resource, most, free, mapped, every))
         if meeting is not None:
             self._keep_time(meeting, here)
         if relay.wanted(settings.otlp):
@@ -253,6 +257,7 @@ class Recording:
                 ("telling the recorders", self.forget),
                 ("closing what is open", self._close_tracks),
                 ("recording data", self._close_data),
+                ("recording devices", self._close_devices),
                 ("comparing clocks", self._close_clock),
                 ("closing the journal", self._close_writer),
                 ("telling the feed", self._end_feed),
@@ -270,6 +275,10 @@ class Recording:
     def _close_data(self) -> None:
         if self.data is not None:
             self.data.close()
+
+    def _close_devices(self) -> None:
+        if self.devices is not None:
+            self.devices.close()
 
     def _close_clock(self) -> None:
         if self._clock is not None:
@@ -385,16 +394,3 @@ def _close_when_child_ends() -> None:
 atexit.register(close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
-
-
-def engine_label(engine: Any) -> str:
-    """What an engine is called: its class, or its process function for ignite's bare Engine."""
-    name = type(engine).__name__
-    function = getattr(engine, "_process_function", None)
-    if name == "Engine" and function is not None:
-        name = getattr(function, "__qualname__", name).split(".")[0]
-        name = {
-            "supervised_training_step": "trainer", "create_supervised_trainer": "trainer",
-            "supervised_evaluation_step": "evaluator", "create_supervised_evaluator": "evaluator",
-        }.get(name, name)  # fmt: skip
-    return name

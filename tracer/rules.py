@@ -83,12 +83,16 @@ class Rules:
         self.outside = Node((), inside_handler=True)
         #: Whether each step of each optimizer is told of: one that is not did not happen.
         self.watches_optimizers = False
+        self._marks: object = None
         self.samples: frozenset[str] = frozenset()  # "output", "metrics": what is recorded
 
-    def configure(self, watches_optimizers: bool, samples: frozenset[str]) -> None:
-        """Set what moves depend on."""
-        if (watches_optimizers, samples) != (self.watches_optimizers, self.samples):
-            self.watches_optimizers, self.samples = watches_optimizers, samples
+    def configure(
+        self, watches_optimizers: bool, samples: frozenset[str], marks: object = None
+    ) -> None:
+        """Set what moves depend on; ``marks``: who else carries them out."""
+        new = watches_optimizers, samples, marks
+        if new != (self.watches_optimizers, self.samples, self._marks):
+            self.watches_optimizers, self.samples, self._marks = new
             for node in (self.outside, *self._nodes.values()):
                 for each in (node, *node.twins.values()):
                     each.moves.clear()

@@ -125,9 +125,24 @@ def is_data(journal: Path) -> bool:
     return re.search(r"\.data\d+\.rows$", journal.name, re.ASCII) is not None
 
 
+def is_device(journal: Path) -> bool:
+    """Whether a journal is of device time, beside that of its rank."""
+    return journal.name.endswith(".device.rows")
+
+
+def is_rank(journal: Path) -> bool:
+    """Whether a journal is a rank's own, of its engines."""
+    return not (is_data(journal) or is_device(journal))
+
+
+def device_journal(journal: Path) -> Path:
+    """The journal of device time beside a rank's; perhaps there is none."""
+    return journal.with_name(f"{journal.stem}.device.rows")
+
+
 def data_journals(journal: Path) -> tuple[Path, ...]:
     """Those of the batches that were made for the rank which wrote a journal; one a process."""
-    if is_data(journal):
+    if not is_rank(journal):
         return ()
     found = journal.parent.glob(f"{glob.escape(journal.stem)}.data*.rows")
     return tuple(sorted((each for each in found if is_data(each)), key=_natural))
@@ -150,7 +165,7 @@ def open_run(path: Path) -> Run:
         raise RunNotFoundError(f"{path}: no such run")
     if not path.is_dir():
         raise RunNotFoundError(f"{path}: not a run (a run is a directory with .rows files)")
-    journals = sorted((each for each in path.glob("rank*.rows") if not is_data(each)), key=_begun)
+    journals = sorted(filter(is_rank, path.glob("rank*.rows")), key=_begun)
     if not journals:
         raise RunNotFoundError(f"{path}: no journal in this directory")
     return Run(path, tuple(journals))

@@ -190,6 +190,8 @@ class Call(Seam):
             return self.below(*args, **kwargs)
         tracer.guarded(pass_phase, recorder, (CALLED, self.phase), _when_called)
         result = self.below(*args, **kwargs)
+        if recorder.marks is not None and args and self.name.endswith("prepare_batch"):
+            recorder.marks.prepared(recorder, args[0], result)
         tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
         return result
 

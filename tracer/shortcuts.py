@@ -156,23 +156,25 @@ def pass_phase(
     elif not now or now < recorder.boundary:
         now = max(monotonic_ns() + recorder.offset, recorder.boundary)
     pen, stack = recorder.pen, recorder.stack
-    row, top = pen.next_row, stack[-1]
+    row, top, since = pen.next_row, stack[-1], recorder.boundary
     if move.shape != BOUNDARY or recorder.muted or row >= pen.last_row or top < pen.first:
         recorder.before(move, now, None)
         recorder.after(move, now)
-        return
-    if move.quick_ends:
-        pen.words[top * 4 + pen.end_at] = now
-        stack.pop()
-    recorder.boundary = later = now + 1
-    recorder.node = node = move.target.entry
-    if node.guess is not None:
-        pen.put_o(
-            pen.target, row * 32 - pen.base,
-            stack[-1], node.guess | GUESSED, recorder.place, later,
-        )  # fmt: skip
-        pen.next_row = row + 1
-        stack.append(row)
+    else:
+        if move.quick_ends:
+            pen.words[top * 4 + pen.end_at] = now
+            stack.pop()
+        recorder.boundary = later = now + 1
+        recorder.node = after = move.target.entry
+        if after.guess is not None:
+            pen.put_o(
+                pen.target, row * 32 - pen.base,
+                stack[-1], after.guess | GUESSED, recorder.place, later,
+            )  # fmt: skip
+            pen.next_row = row + 1
+            stack.append(row)
+    if recorder.marks is not None:
+        recorder.marks.passed(recorder, move, node, top, since)
 
 
 # Events with handlers. To begin one returns the stack's height above its row, which is never 0.

@@ -26,7 +26,7 @@ _END = struct.Struct("<q")
 _COUNT = struct.Struct("<I")
 _NAME = struct.Struct("<H")
 _FLAGS = struct.Struct("<B")
-_NAME_AT, _FLAGS_AT, _ITERATION_AT, _END_AT = 4, 7, 12, 16
+_NAME_AT, _FLAGS_AT, _ITERATION_AT, _END_AT, _START_AT = 4, 7, 12, 16, 24
 #: A row as (parent, label, place, end, start); of one that opens the end is left 0.
 _ROW, _OPEN = "IIQqq", "IIQ8xq"
 
@@ -131,6 +131,18 @@ class Pen:
             self._patch(_FLAGS, row, _FLAGS_AT, flags | self._flags(row))
         self._patch(_END, row, _END_AT, end)
 
+    def settle(self, row: int, start: int, end: int) -> None:
+        """Close a row whose start is only known by now."""
+        if row < FIRST_ROW:
+            raise ValueError(f"row {row} is none")
+        self._patch(_END, row, _START_AT, start)
+        self._patch(_END, row, _END_AT, end)
+
+    def give_up(self, row: int, flags: int) -> None:
+        """Close a row of which no more will be known than when it began."""
+        start = os.pread(self.fd, 8, row * ROW_BYTES + _START_AT)
+        self.close(row, _END.unpack(start)[0] if len(start) == 8 else 0, flags)
+
     def reach(self, row: int, iteration: int) -> None:
         """Write into an open row how far its engine has come."""
         self._patch(_COUNT, row, _ITERATION_AT, iteration)
@@ -219,6 +231,15 @@ class MappedPen(Pen):
             what.pack_into(self.target, row * ROW_BYTES + at - self.base, value)
         else:
             super()._patch(what, row, at, value)
+
+    def settle(self, row: int, start: int, end: int) -> None:
+        """Close a row whose start is only known by now."""
+        if row >= self.first:
+            words, at = self.words, row * 4 + self.end_at
+            words[at + 1] = start
+            words[at] = end
+        else:
+            super().settle(row, start, end)
 
     def roll(self) -> None:
         """Map the next window in place of the full one."""

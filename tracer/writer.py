@@ -205,6 +205,10 @@ class JournalWriter:
                 return self.name(kind, OTHER)
             return self._new_name(kind, text, code)
 
+    def text_of(self, id: int) -> str:
+        """The name with this id."""
+        return next((text for (_, text), each in list(self._names.items()) if each == id), OTHER)
+
     def _new_name(self, kind: str, text: str, code: dict[str, Any]) -> int:
         new = len(self._names)
         more = {"code": code} if code else {}

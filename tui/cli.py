@@ -95,7 +95,7 @@ def parser() -> Parser:
 
     run = commands.add_parser(
         "run", help="start a program, unchanged, and record every engine in it",
-        usage="firetrace run [-o DIR] [-n NAME] [-q] [--data] [--watch] "
+        usage="firetrace run [-o DIR] [-n NAME] [-q] [--data] [--no-device] [--watch] "
         "(SCRIPT | -m MODULE | COMMAND) [ARG ...]",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -115,6 +115,10 @@ def parser() -> Parser:
     run.add_argument(
         "-d", "--data", action="store_true",
         help="record the data pipeline as well: each batch, sample and transform, in workers too",
+    )  # fmt: skip
+    run.add_argument(
+        "--no-device", action="store_true",
+        help="do not record how long the GPU takes for each phase, and what is allocated on it",
     )  # fmt: skip
     run.set_defaults(action=_run, wrong_usage=run.error)
 
@@ -222,7 +226,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     name = arguments.name or default_name(arguments.program)
     directory = arguments.output.absolute() if arguments.output else unused_directory(name)
-    variables = environment(directory, name, arguments.data)
+    variables = environment(directory, name, arguments.data, not arguments.no_device)
     if arguments.watch:
         if not all(os.isatty(stream) for stream in range(3)):
             arguments.wrong_usage("--watch needs a terminal for input, output and errors")

@@ -67,10 +67,12 @@ def _module_name(module: str) -> str:
     return rest[-1] if rest else top
 
 
-def environment(directory: Path, name: str, data: bool = False) -> dict[str, str]:
+def environment(
+    directory: Path, name: str, data: bool = False, device: bool = True
+) -> dict[str, str]:
     """The environment in which Python traces every engine into the directory.
 
-    ``data``: the making of batches, too.
+    ``data``: the making of batches, too. ``device``: device time, where there is a GPU.
     """
     folder = os.path.dirname(os.path.abspath(startup.__file__))
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -79,6 +81,7 @@ def environment(directory: Path, name: str, data: bool = False) -> dict[str, str
         "FIRETRACE_RUN": str(directory),
         "FIRETRACE_NAME": name,
         **({"FIRETRACE_DATA": "1"} if data else {}),
+        **({} if device else {"FIRETRACE_DEVICE": "0"}),
         # An empty entry would be the current folder; an empty variable is none.
         "PYTHONPATH": os.pathsep.join([folder, *(p for p in paths if p != folder)])
         if paths != [""] else folder,

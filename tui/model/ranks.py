@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from firetrace.tracer.aligned import Alignment
 from firetrace.tracer.errors import RunNotFoundError
-from firetrace.tracer.run import attempt_of, is_data, rank_of
+from firetrace.tracer.run import attempt_of, is_rank, rank_of
 from firetrace.tui.model.culprit import culprit
 from firetrace.tui.model.deaths import Heard, died_first
 from firetrace.tui.model.rank_reader import ITERATION_MASK, Place, RankReader
@@ -81,7 +81,7 @@ class Ranks:
             raise RunNotFoundError(f"{self.path}: {error.strerror or error}") from error
         for name in names:
             path = self.path / name
-            rank = rank_of(path) if name.endswith(".rows") and not is_data(path) else None
+            rank = rank_of(path) if name.endswith(".rows") and is_rank(path) else None
             if rank is None:
                 continue
             attempts[rank] = attempts.get(rank, 0) + 1

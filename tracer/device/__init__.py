@@ -1,0 +1,1 @@
+"""Device time: how long the accelerator took for each phase, without ever waiting for it."""

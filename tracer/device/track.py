@@ -1,0 +1,221 @@
+"""The phases of one thread on one device: marks, the spans between them, what was allocated.
+
+A mark is an event that is queued where a phase begins or ends. A span is written open when its
+phase has ended on the host, and gets its times when a later look finds that the device has passed
+it: at the end of a step, the oldest steps first. What the device has not reached yet is left for
+the next look, so nothing waits. Marks are used again, and only so much is ever left unsettled.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import deque
+from threading import current_thread, get_ident
+from typing import TYPE_CHECKING, Any
+
+from firetrace.tracer.device.clock import Base, DeviceClock
+from firetrace.tracer.device.memory import Memory
+from firetrace.tracer.journal import Flag
+from firetrace.tracer.storage import label_of, place_of
+from firetrace.tracer.writer import JournalWriter
+
+if TYPE_CHECKING:
+    from firetrace.tracer.device.accelerator import Accelerator
+
+log = logging.getLogger("firetrace")
+
+CUT, SCALAR = int(Flag.CUT), int(Flag.SCALAR)
+#: Steps that are not settled, and marks of one: beyond that there are no more spans for a while.
+MOST_STEPS, MOST_MARKS = 256, 512
+#: Steps that are settled at a time: a hiccup of some 20 us each.
+AT_ONCE = 4
+#: What is allocated is looked at this often: it takes about 20 us.
+MEMORY_EVERY_NS = 20_000_000
+ANCHOR_EVERY_NS = 60 * 10**9
+COPY = "copy to device"
+_FLOAT, _BITS = struct.Struct("<d"), struct.Struct("<q")
+
+
+class Step:
+    """The marks of a step and the spans between them."""
+
+    __slots__ = ("base", "marks", "mixed", "spans", "stream")
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.marks: list[Any] = []
+        self.spans: list[tuple[int, int, int]] = []  # row, its first mark and its last
+        self.stream = 0  # of the last mark
+        self.mixed = False  # there were several streams
+
+
+class Track:
+    """What the engines that run in one thread do on one device.
+
+    Args:
+        accelerator: the device.
+        writer: of the journal of devices.
+    """
+
+    def __init__(self, accelerator: Accelerator, writer: JournalWriter) -> None:
+        self.accelerator, self.writer = accelerator, writer
+        self.ident, self.thread = get_ident(), current_thread()
+        self.pen = writer.pen()
+        self._lane = writer.lane(accelerator.label, 0)
+        self.new_event, self.record = accelerator.event, accelerator.record
+        self._clock = DeviceClock(accelerator, writer.now_ns)
+        self.pool: list[Any] = []  #: events that are not in use
+        self._waiting: deque[Step] = deque()
+        self.step: Step | None = None  # that goes on; None: its marks are not taken
+        self._steps = 0
+        self._last_end = 0  # Unix ns, of the last span that was settled
+        self._looked = 0  # Unix ns, at what is allocated
+        self._failures: int | None = None
+        self._anchored = 0  # Unix ns
+        self.untimed: dict[str, int] = {}  #: phases without a span, by the reason
+
+    def label(self, kind: str, text: str) -> int:
+        """A name as the rows have it."""
+        return label_of(self.writer.name(kind, text), self._lane)
+
+    # While a step goes on
+
+    def begin_step(self, now: int) -> None:
+        """A step begins, or one of an engine inside another's."""
+        if self.step is not None:
+            return
+        self._steps += 1
+        if self._steps % self.writer.every:
+            return  # the budget allows for so many only
+        if len(self._waiting) >= MOST_STEPS:
+            self.not_timed("the device is too far behind")
+            return
+        base = self._clock.look(now)
+        if base is None:
+            self.not_timed("the clocks could not be compared")
+            return
+        if now - self._anchored >= ANCHOR_EVERY_NS:
+            self._anchored = now
+            self.writer.note("anchor", time=now, lane=self._lane, error=base.error_ns)
+        self.step = Step(base)
+
+    def mark(self, step: Step) -> int:
+        """Queue an event. Returns its place among the step's; less than 0: there is none."""
+        marks = step.marks
+        if len(marks) >= MOST_MARKS:
+            return -1
+        event = self.pool.pop() if self.pool else self.new_event()
+        stream = self.record(event)
+        if stream < 0:
+            self.pool.append(event)
+            return -1
+        step.mixed = step.mixed or (bool(marks) and stream != step.stream)
+        step.stream = stream
+        marks.append(event)
+        return len(marks) - 1
+
+    def not_timed(self, reason: str) -> None:
+        """A phase gets no span."""
+        self.untimed[reason] = self.untimed.get(reason, 0) + 1
+
+    def end_step(self, iteration: int, now: int) -> None:
+        """A step has ended: see what the device has reached of it and of those before."""
+        step, self.step = self.step, None
+        if step is not None:
+            if step.spans:
+                self._waiting.append(step)
+            else:
+                self.pool += step.marks
+            self.settle(AT_ONCE)
+        if now - self._looked >= MEMORY_EVERY_NS:
+            self._looked = now
+            self._note_memory(iteration, now)
+
+    # What the device has reached
+
+    def settle(self, most: int = MOST_STEPS + 1) -> None:
+        """Give the spans of the oldest steps their times, as far as the device has come."""
+        waiting, done = self._waiting, self.accelerator.done
+        while waiting and most:
+            step = waiting[0]
+            marks = step.marks
+            if not (all(done(each) for each in marks) if step.mixed else done(marks[-1])):
+                return
+            waiting.popleft()
+            self._place(step)
+            self.pool += marks
+            most -= 1
+
+    def _place(self, step: Step) -> None:
+        elapsed, marks, base = self.accelerator.elapsed_ms, step.marks, step.base
+        event, time_ns, settle = base.event, base.time_ns, self.pen.settle
+        at, last, earliest = -1, 0, self._last_end
+        for row, first, final in step.spans:
+            start = last if first == at else time_ns + int(elapsed(event, marks[first]) * 1e6)
+            at, last = final, time_ns + int(elapsed(event, marks[final]) * 1e6)
+            if start < earliest:  # two comparisons of the clocks differ by some us
+                start = earliest
+            if last < start:
+                last = start
+            earliest = last
+            settle(row, start, last)
+        self._last_end = earliest
+
+    # What is allocated
+
+    def _note_memory(self, iteration: int, now: int) -> None:
+        found = self.accelerator.memory()
+        if found is None:
+            return
+        place = place_of(0, iteration)
+        self.scalar("memory allocated", found.allocated, place, now)
+        self.scalar("memory reserved", found.reserved, place, now)
+        self.scalar("memory peak", found.peak, place, now)
+        if self._failures is not None and found.failures > self._failures:
+            self.out_of_memory(found, iteration, "the program went on")
+        self._failures = found.failures
+
+    def scalar(self, name: str, value: float, place: int, now: int) -> None:
+        """Write a number: bytes."""
+        (bits,) = _BITS.unpack(_FLOAT.pack(value))
+        label = self.label("scalar", name) | SCALAR << 24
+        self.pen.write(0, label, place, bits, now)
+
+    def out_of_memory(self, found: Memory | None, iteration: int, message: str) -> dict[str, Any]:
+        """Write an instant, with what was allocated. Returns its attributes."""
+        found = found or self.accelerator.memory()
+        about: dict[str, Any] = {"message": message[:1000]}
+        if found is not None:
+            self._failures = found.failures
+            about |= {
+                "allocated": found.allocated, "reserved": found.reserved, "peak": found.peak,
+            }  # fmt: skip
+        about = {f"ignite.device.memory.{key}": value for key, value in about.items()}
+        now = self.writer.now_ns()
+        row = self.pen.write(
+            0, self.label("event", "out of memory"), place_of(0, iteration), now, now
+        )
+        if self.writer.text_room():
+            self.writer.note("attributes", row=row, attributes=about)
+        return about
+
+    # The end
+
+    def close(self) -> None:
+        """Settle what the device has reached by now, and mark what it has not."""
+        if self.step is not None and self.step.spans:
+            self._waiting.append(self.step)
+        self.step = None
+        try:
+            self.settle()
+        except Exception as error:  # the device has failed, which is the training's affair
+            log.debug("device times: %s", error)
+        for step in self._waiting:
+            for row, _, _ in step.spans:
+                if self.writer.text_room():
+                    self.writer.note("end_reason", row=row, reason="not reached by the device")
+                self.pen.give_up(row, CUT)
+        self._waiting.clear()
+        for reason, count in self.untimed.items():
+            self.writer.note("untimed", lane=self._lane, reason=reason, count=count)
