@@ -29,9 +29,7 @@ class Marks:
         failed: is told of a failure of the device's, or of firetrace's own.
     """
 
-    def __init__(
-        self, track: Track, recorder: Events, failed: Callable[[Exception], Any]
-    ) -> None:
+    def __init__(self, track: Track, recorder: Events, failed: Callable[[Exception], Any]) -> None:
         self.track, self._text, self._failed = track, recorder.writer.text_of, failed
         # Of two journals of one process the clocks differ by when each was asked what time it is.
         self._shift = track.writer.wall_ns - track.writer.monotonic_ns - recorder.offset
