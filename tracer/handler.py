@@ -17,6 +17,7 @@ from firetrace.tracer.span import UserSpan
 from firetrace.tracer.writer import MAX_BYTES
 
 if TYPE_CHECKING:
+    import torch
     from ignite.engine import Engine
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -83,8 +84,9 @@ class TraceHandler:
             own beside this one's; by default if ``FIRETRACE_DATA=1``.
         device: whether each phase's time on the GPU is recorded as well, and what is allocated on
             it, without ever waiting for it; by default where the engine's device is CUDA, unless
-            ``FIRETRACE_DEVICE=0``. True warns where that cannot be. Another accelerator is given as
-            a ``firetrace.tracer.device.accelerator.Accelerator``.
+            ``FIRETRACE_DEVICE=0``. True warns where that cannot be; ``"cuda:1"`` names another one
+            than the engine's. Any other kind of accelerator is given as a
+            ``firetrace.tracer.device.accelerator.Accelerator``.
         tracer_provider: the program's own ``TracerProvider``, of OpenTelemetry's SDK. Its
             processors get the spans as they end, with its resource and sampler, from a thread that
             takes up to a tenth of the interpreter's time while the training runs and does the rest
@@ -105,7 +107,7 @@ class TraceHandler:
         otlp: bool | None = None,
         otlp_wait_s: float | None = None,
         data: bool | None = None,
-        device: bool | Accelerator | None = None,
+        device: bool | str | torch.device | Accelerator | None = None,
         tracer_provider: Any = None,
     ) -> None:
         if every < 1:

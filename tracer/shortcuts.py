@@ -151,6 +151,7 @@ def pass_phase(
         )
     if move is None:
         return
+    early = now > 0
     if move.phase_since_boundary:
         now = recorder.boundary
     elif not now or now < recorder.boundary:
@@ -174,7 +175,7 @@ def pass_phase(
             pen.next_row = row + 1
             stack.append(row)
     if recorder.marks is not None:
-        recorder.marks.passed(recorder, move, node, top, since)
+        recorder.marks.passed(recorder, move, node, top, since, early)
 
 
 # Events with handlers. To begin one returns the stack's height above its row, which is never 0.

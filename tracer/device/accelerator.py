@@ -64,7 +64,8 @@ def find(asked: Any, engine: Any, models: Mapping[str, Any]) -> Found:
     CUDA at all, torch's current one.
 
     Args:
-        asked: as ``TraceHandler``'s ``device``: an ``Accelerator`` is taken as it is.
+        asked: as ``TraceHandler``'s ``device``: an ``Accelerator`` is taken as it is, another device
+            than the engine's is named.
         engine: of ignite.
         models: of the engine, as far as they are known.
     """
@@ -75,7 +76,9 @@ def find(asked: Any, engine: Any, models: Mapping[str, Any]) -> Found:
     torch = sys.modules.get("torch")
     if torch is None:
         return Found(None, "the program does not use torch")
-    device = getattr(engine.state, "device", None) or device_of(models)
+    named = asked if asked not in (None, True) else None
+    device = torch.device(named) if named is not None else None
+    device = device or getattr(engine.state, "device", None) or device_of(models)
     kind = getattr(device, "type", None)
     if device is None and torch.cuda.is_initialized():
         kind = "cuda"

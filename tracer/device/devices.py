@@ -68,7 +68,7 @@ class Devices:
     def _marks_of(self, recorder: Recorder, engine: Any, models: Mapping[str, Any]) -> Marks | None:
         accelerator, reason = find(self._asked, engine, models)
         if accelerator is None:
-            if self._asked is True and not self._said:
+            if self._asked is not None and not self._said:
                 self._said = True
                 log.warning("firetrace: no device time is recorded: %s", reason)
             return None

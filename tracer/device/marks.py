@@ -61,8 +61,14 @@ class Marks:
         label = node.guess if move.guess == RIGHT else move.phase
         return 0 if label is None else label
 
-    def passed(self, recorder: Events, move: Move, node: Node, top: int, before: int) -> None:
-        """A boundary without an event was passed; before that ``top`` was the innermost row."""
+    def passed(
+        self, recorder: Events, move: Move, node: Node, top: int, before: int, early: bool
+    ) -> None:
+        """A boundary without an event was passed; before that ``top`` was the innermost row.
+
+        ``early``: another thread has come there, and has told of it (``reached``).
+        """
+        at, self._early = self._early if early else -1, -1
         if move.phase_since_boundary:  # it was at the boundary before, which has a mark
             guessed = recorder.node.guess is not None
             self._key = recorder.stack[-1] if guessed else -recorder.boundary
@@ -71,9 +77,11 @@ class Marks:
         ends = guessed or (move.phase is not None and not move.guess)
         row = (top if guessed else recorder.phase_row) if ends else 0
         label = self.ended_label(move, node)
-        self.boundary(recorder, row, top if guessed else -before, label, True)
+        self.boundary(recorder, row, top if guessed else -before, label, True, at)
 
-    def boundary(self, recorder: Events, row: int, key: int, label: int, begins: bool) -> None:
+    def boundary(
+        self, recorder: Events, row: int, key: int, label: int, begins: bool, at: int = -1
+    ) -> None:
         """One mark for the phase that ends here (its row; 0: none) and the one that begins.
 
         All in one place: a call would be a tenth of what this costs.
@@ -88,7 +96,6 @@ class Marks:
             return
         try:
             marks = step.marks
-            at, self._early = self._early, -1
             if at < 0 and len(marks) < MOST_MARKS:
                 event = track.pool.pop() if track.pool else track.new_event()
                 stream = track.record(event)
