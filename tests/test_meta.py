@@ -139,3 +139,38 @@ def test_what_was_said_stays_readable_when_the_file_is_gone(path: Path) -> None:
         file.truncate(len(line("end_reason", row=200, reason="a")))
     path.unlink()
     assert (found.reasons.get(200), found.reasons.get(201)) == ("a", None)
+
+
+def test_what_is_said_of_a_devices_clock_and_of_phases_without_time(path: Path) -> None:
+    """Anchors in their order; of each lane and reason how many, all threads together."""
+    found = read(
+        path,
+        line("anchor", time=10, lane=0, error=3),
+        line("anchor", time=20, lane=1, error=4),
+        line("untimed", lane=0, reason="a graph is captured", count=3),
+        line("untimed", lane=0, reason="a graph is captured", count=4),
+        line("untimed", lane=1, reason="a graph is captured", count=5),
+    )
+    assert found.anchors == [meta.Anchor(10, 0, 3), meta.Anchor(20, 1, 4)]
+    assert found.untimed == {(0, "a graph is captured"): 7, (1, "a graph is captured"): 5}
+    assert found.damaged == 0
+
+
+def test_of_endless_lines_about_devices_the_last_ones_are_kept(path: Path) -> None:
+    """Damaged ones are counted."""
+    many = 3 * meta.MOST_TIMED
+    found = read(
+        path,
+        *(line("anchor", time=at, lane=0, error=1) for at in range(many)),
+        *(line("untimed", lane=0, reason=f"{at}", count=1) for at in range(many)),
+        line("anchor", time=1, lane=256, error=1),
+        line("anchor", time=1, lane=0, error=-1),
+        line("anchor", time=1, lane=0),
+        line("untimed", lane=0, reason="x", count="many"),
+        line("untimed", lane=True, reason="x", count=1),
+    )
+    assert found.damaged == 5
+    assert meta.MOST_TIMED <= len(found.anchors) <= 2 * meta.MOST_TIMED
+    assert found.anchors[-1].time_ns == many - 1
+    assert meta.MOST_REASONS <= len(found.untimed) <= 2 * meta.MOST_REASONS
+    assert (0, f"{many - 1}") in found.untimed

@@ -29,6 +29,8 @@ PIECE_BYTES = 2**20
 LONGEST_NAME = 1000
 #: Lines kept of those that say something of a time, not of a row; later ones are left out.
 MOST_TIMED = 4096
+#: Reasons kept why phases were not timed: there are a handful.
+MOST_REASONS = 128
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Pass:
     pid: int
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """A device's clock was placed on the host's. Times in ns."""
+
+    time_ns: int
+    lane: int
+    error_ns: int  #: it was at most so much more or less
+
+
 class Meta:
     """What the meta file says so far; ``poll`` reads what has been added since."""
 
@@ -87,6 +98,9 @@ class Meta:
         self.offsets: list[Offset] = []  #: the first ones
         self.loadings: list[Loading] = []  #: the last ones
         self.passes: dict[int, Pass] = {}  #: by id, the last ones
+        self.anchors: list[Anchor] = []  #: the last ones
+        #: by lane and reason, the last ones: phases that have no row
+        self.untimed: dict[tuple[int, str], int] = {}
         self.stopped: str | None = None
         self.ended: int | None = None  #: Unix ns at which the writer closed the journal
         self.damaged = 0  #: lines that could not be read
@@ -200,6 +214,22 @@ class Meta:
             for old in sorted(self.passes)[:MOST_TIMED]:
                 del self.passes[old]
 
+    def _anchor(self, line: dict[str, Any]) -> None:
+        found = Anchor(
+            whole(line["time"]), whole(line["lane"], MAX_LANES - 1), whole(line["error"])
+        )  # fmt: skip
+        self.anchors.append(found)
+        if len(self.anchors) > 2 * MOST_TIMED:
+            del self.anchors[:MOST_TIMED]
+
+    def _untimed(self, line: dict[str, Any]) -> None:
+        key = whole(line["lane"], MAX_LANES - 1), printable(str(line["reason"]))[:LONGEST_NAME]
+        count = whole(line["count"])
+        self.untimed[key] = self.untimed.pop(key, 0) + count  # each thread has said its own
+        if len(self.untimed) > 2 * MOST_REASONS:
+            for old in list(self.untimed)[:MOST_REASONS]:
+                del self.untimed[old]
+
     @property
     def sparsest(self) -> int:
         """One step in so many was recorded at the least."""
@@ -216,6 +246,7 @@ TAKERS: dict[str, Callable[[Meta, dict[str, Any]], None]] = {
     "process": Meta._process, "traces": Meta._traces, "name": Meta._name, "lane": Meta._lane,
     "thin": Meta._thin, "clock": Meta._clock, "stopped": Meta._stopped, "end": Meta._ended,
     "offset": Meta._offset, "loading": Meta._loading, "pass": Meta._pass,
+    "anchor": Meta._anchor, "untimed": Meta._untimed,
 }  # fmt: skip
 
 

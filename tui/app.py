@@ -28,10 +28,12 @@ from firetrace.tui.format import printable
 from firetrace.tui.keys import bindings
 from firetrace.tui.widgets.chosen import SpanChosen
 from firetrace.tui.widgets.detail import Detail
+from firetrace.tui.widgets.device_lanes import DeviceLanes
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.help import Help
 from firetrace.tui.widgets.key_bar import KeyBar
+from firetrace.tui.widgets.lanes import Lanes
 from firetrace.tui.widgets.rank_strip import RankStrip
 from firetrace.tui.widgets.rank_table import RankTable
 from firetrace.tui.widgets.rows_table import RowsTable
@@ -114,6 +116,7 @@ class WatchApp(Finding):
             yield SlowestTable(id="slowest")
         with Horizontal(id="lower"):
             yield Timeline()
+        yield DeviceLanes()
         yield WorkerLanes()
         if self.output is not None:
             yield self.output
@@ -173,7 +176,8 @@ class WatchApp(Finding):
                         looked = began
                         if gauges is None or gauges.header != header:
                             gauges = Gauges(header)
-                        self.call_later(self._show_usage, gauges, gauges.look())
+                        gpu = str(found.tree.meta.resource.get("hw.id", ""))
+                        self.call_later(self._show_usage, gauges, gauges.look(gpu))
                 unread = isinstance(found, Snapshot) and found.read < 1
                 hurry = unread or (found is not None and feed.hurries)
                 rest = 0.0 if hurry else max(PERIOD_S, REST * (time.monotonic() - began))
@@ -246,6 +250,7 @@ class WatchApp(Finding):
         for line in (self.main(Vitals), self.main(StepBar), self.main(HeatStrip)):
             line.snapshot = snapshot
         main.set_class(bool(snapshot.workers), "has-workers")
+        main.set_class(bool(snapshot.devices), "has-devices")
         if old is None:
             self.show_tables()
             self.call_after_refresh(_settle)
@@ -310,8 +315,9 @@ class WatchApp(Finding):
         if not self.screen_stack:
             return  # the app is closing
         self.main(HeatStrip).cursor = self.timeline.cursor
-        lanes = self.main(WorkerLanes)
-        lanes.snapshot, lanes.axis = self.shown, self.timeline.axis
+        for lanes in self.screen_stack[0].query(Lanes):
+            lanes.snapshot, lanes.axis = self.shown, self.timeline.axis
+            lanes.cells = self.timeline.scrollable_content_region.width
         for detail in self.screen_stack[0].query(Detail):
             if detail.display and self.shown is not None:
                 detail.show(self.shown, self.timeline.span)

@@ -280,9 +280,9 @@ def _report(arguments: argparse.Namespace) -> int:
 def _write_page(journal: Path, file: Path) -> int:
     from firetrace.exporters.files import whole_file
     from firetrace.tui.html.page import page
-    from firetrace.tui.model.report import read_tree
+    from firetrace.tui.model.report import read_both
 
-    data = page(read_tree(journal)).encode()
+    data = page(*read_both(journal)).encode()
     if str(file) == "-":
         sys.stdout.buffer.write(data)
         return 0

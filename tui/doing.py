@@ -25,6 +25,7 @@ from firetrace.tui.widgets.detail import Detail, facts
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.key_bar import KeyBar
+from firetrace.tui.widgets.lanes import Lanes
 from firetrace.tui.widgets.rows_table import RowsTable
 from firetrace.tui.widgets.scalars import Curves
 from firetrace.tui.widgets.step_bar import StepBar
@@ -197,7 +198,7 @@ class Doing(App[str]):
         palette.current.use(name)
         if not self.screen_stack:
             return
-        for kind in (Headline, Vitals, StepBar, HeatStrip, Curves, KeyBar):
+        for kind in (Headline, Vitals, StepBar, HeatStrip, Curves, KeyBar, Lanes):
             for widget in self.screen_stack[0].query(kind):
                 widget.refresh()
         for table in self.screen_stack[0].query(".rows").results(RowsTable):

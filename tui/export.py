@@ -244,7 +244,8 @@ def _write(run: Run, path: Path, arguments: argparse.Namespace) -> tuple[int, in
     selected = selection(arguments)
     found = chosen(run, arguments, tell)
     journals = [*paths(found)]
-    with Reporting("writing", sum(map(about, journals))) as progress:
+    most = sum(map(about, paths(found, devices=arguments.to == "chrome")))
+    with Reporting("writing", most) as progress:
         if arguments.to == "chrome":
             from firetrace.exporters.chrome.export import too_large, uncompressed_bytes
             from firetrace.exporters.chrome.run import export_run

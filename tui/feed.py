@@ -5,6 +5,7 @@ No Textual: the app calls ``Feed.poll`` from its reader thread and hands on what
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from firetrace.tracer.pages import Pages
 from firetrace.tracer.run import base_directory, find_run, open_run, rank_of
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
+from firetrace.tui.model.device import DeviceLane, DeviceSource
 from firetrace.tui.model.digest import Digest
 from firetrace.tui.model.pipeline import DataSources
 from firetrace.tui.model.ranks import Ranks, Skew, skew
@@ -51,6 +53,7 @@ class Snapshot:
     notice: str = ""  #: what has become of the file: cut short, replaced, deleted
     skew: Skew | None = None  #: of all ranks, where there are several
     workers: tuple[Worker, ...] = ()  #: who makes batches, where that is recorded
+    devices: tuple[DeviceLane, ...] = ()  #: what the devices do, where that is recorded
 
     @property
     def main_lane(self) -> int:
@@ -267,6 +270,7 @@ class Source:
         self._pages = Pages(self.stream.reader)
         self._digest = Digest(self.stream.reader.row)
         self._data = DataSources(path, self.stream.reader.header, self.stream.reader.meta)
+        self._device = DeviceSource(path, self.stream.reader)
         self._blocks: Iterator[Table] | None = None
         self._newest = 0  # the highest row number that was seen
 
@@ -274,6 +278,7 @@ class Source:
         """Close the files; trees of it stay readable."""
         self.stream.close()
         self._data.close()
+        self._device.close()
 
     def read(self) -> bool:
         """Take in what is new, for ``BOOT_S`` at most. Return whether anything changed."""
@@ -290,6 +295,8 @@ class Source:
                 return True
         self._blocks = None
         changed |= self._data.read(until)
+        with contextlib.suppress(OSError):  # of the device is shown what was read before
+            changed |= self._device.read(until)
         return changed or self.stream.reader.numbers.tolist() != before
 
     def snapshot(self, before: Tree | None, notice: str) -> Snapshot:
@@ -302,9 +309,10 @@ class Source:
             read = self.stream.reader.position.windows * self.stream.reader.header.window_bytes
             read = min(0.99, read / whole)
         return Snapshot(
-            report(tree, self._data), tree, self.path,
+            report(tree, self._data, self._device), tree, self.path,
             str(rank) if rank is not None else self.path.stem,
-            self.ranks, tree.now_ns, read, notice, workers=self._data.workers(),
+            self.ranks, tree.now_ns, read, notice,
+            workers=self._data.workers(), devices=self._device.lanes(),
         )  # fmt: skip
 
     def what_became_of_it(self) -> str:

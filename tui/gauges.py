@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,8 @@ class Usage:
     cpu: float  #: of one core, 0 to 1 and above; workers included
     memory_bytes: int  #: resident, workers included (what they share counts each time)
     gpu: float | None = None  #: 0 to 1: how long in the last moment a kernel ran
-    gpu_memory_bytes: int | None = None  #: of the processes that are looked at
+    #: of the processes that are looked at; all that is in use, where it is not told by process
+    gpu_memory_bytes: int | None = None
 
 
 @dataclass
@@ -47,8 +49,13 @@ class Gauges:
     _looks: int = 0
     _gpus: Any = None
 
-    def look(self) -> Usage | None:
-        """What is used now; None if the process is not here or cannot be asked."""
+    def look(self, gpu: str = "") -> Usage | None:
+        """What is used now; None if the process is not here or cannot be asked.
+
+        Args:
+            gpu: the GPU that it trains on (``hw.id``), where that is known. In a container NVML
+                tells no process of it, or other numbers of them than it has itself.
+        """
         if not self.header.boot_id or self.header.boot_id != boot_id():
             return None
         try:
@@ -69,12 +76,12 @@ class Gauges:
                 memory += known.memory_info().rss
         pids = {process.pid for process in family}
         self._processes = {pid: known for pid, known in self._processes.items() if pid in pids}
-        gpu, gpu_memory = self._look_at_gpus(pids)
+        load, gpu_memory = self._look_at_gpus(pids, gpu)
         self.cpu.append(cpu)
         self.memory.append(memory)
-        if gpu is not None:
-            self.gpu.append(gpu)
-        return Usage(cpu, int(memory), gpu, gpu_memory)
+        if load is not None:
+            self.gpu.append(load)
+        return Usage(cpu, int(memory), load, gpu_memory)
 
     def _process(self, pid: int) -> psutil.Process:
         """The same object each time: it measures from one look to the next."""
@@ -83,8 +90,11 @@ class Gauges:
             self._processes[pid].cpu_percent()
         return self._processes[pid]
 
-    def _look_at_gpus(self, pids: set[int]) -> tuple[float | None, int | None]:
-        """The load of the busiest GPU that these processes use, and their memory on all."""
+    def _look_at_gpus(self, pids: set[int], known: str) -> tuple[float | None, int | None]:
+        """The load of the busiest GPU that these processes use, and their memory on all.
+
+        Of one that is known to be theirs, though none of them is seen on it, all that is in use.
+        """
         if self._gpus is None:
             try:
                 nvml = importlib.import_module("pynvml")
@@ -94,15 +104,28 @@ class Gauges:
             except Exception:  # not installed, no driver, no device: there is no gauge
                 self._gpus = None, []
         nvml, handles = self._gpus
-        load, memory = None, 0
+        load: float | None = None
+        memory: int | None = None
         for handle in handles:
-            try:
-                users = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                mine = [user for user in users if user.pid in pids]
-                if mine:
-                    busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-                    load = max(load or 0.0, busy)
-                    memory += sum(user.usedGpuMemory or 0 for user in mine)
-            except Exception:  # lost or not supported
+            users = _asked(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+            mine = [user for user in users if user.pid in pids]
+            if not mine and not (known and _asked(nvml.nvmlDeviceGetUUID, handle) == known):
                 continue
-        return load, (memory if load is not None else None)
+            # One answer may be missing and the other not: a part of a GPU (MIG) has no load.
+            rates = _asked(nvml.nvmlDeviceGetUtilizationRates, handle)
+            if rates is not None:
+                load = max(load or 0.0, rates.gpu / 100)
+            used = sum(user.usedGpuMemory or 0 for user in mine)
+            if not used and (whole := _asked(nvml.nvmlDeviceGetMemoryInfo, handle)) is not None:
+                used = int(whole.used)
+            memory = (memory or 0) + used if used else memory
+        return load, memory
+
+
+def _asked(question: Callable[[Any], Any], handle: Any) -> Any:
+    """What NVML answers; None where the GPU is lost, or does not know."""
+    try:
+        answer = question(handle)
+    except Exception:
+        return None
+    return answer.decode() if isinstance(answer, bytes) else answer  # before nvidia-ml-py 12

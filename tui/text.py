@@ -9,6 +9,7 @@ from rich.text import Text
 
 from firetrace.tracer.run import Run, begun_ns
 from firetrace.tui.console import MOST_ROWS, WHOLE, Page, text
+from firetrace.tui.device_text import print_device
 from firetrace.tui.format import clip, duration, number, printable, share, sparkline
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.pipeline import DataReport
@@ -61,6 +62,9 @@ def print_report(report: Report, ranks: Skew | None = None) -> None:
     _print_stats(console, "handler", report.handlers, "of the run")
     if report.data is not None:
         _print_data(console, report.data)
+    if report.device is not None:
+        _print_stats(console, "on the device", report.device.phases, "of a step")
+        print_device(console, report.device)
     _print_steps(console, report)
     _print_epochs(console, report)
     _print_scalars(console, report)

@@ -73,9 +73,9 @@ def _blocks(stream: Stream) -> Iterator[Table]:
 
 def html(journal: Path, folder: Path) -> None:
     """``firetrace report --html``."""
-    from firetrace.tui.model.report import read_tree
+    from firetrace.tui.model.report import read_both
 
-    page(read_tree(journal)).encode()
+    page(*read_both(journal)).encode()
 
 
 def compared(journal: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from firetrace.tui.colours import LIGHT
+from firetrace.tui.device_text import device_lines
 from firetrace.tui.format import duration
 from firetrace.tui.html import plots, tables
 from firetrace.tui.html.marks import Paint, text
@@ -13,7 +14,7 @@ from firetrace.tui.html.scenes import scenes
 from firetrace.tui.html.timeline import timeline
 from firetrace.tui.model.columns import Spans
 from firetrace.tui.model.heat import Heat
-from firetrace.tui.model.report import Report, report
+from firetrace.tui.model.report import Report
 from firetrace.tui.model.tree import Tree
 from firetrace.tui.text import WORDS, headline, unexplained
 
@@ -23,11 +24,12 @@ HEAT_CELLS, MOST_MARKED = 200, 60
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(tree: Tree) -> str:
+def page(tree: Tree, found: Report) -> str:
     """A run's report as a whole HTML document."""
-    found, paint = report(tree), Paint(tree.meta)
+    paint = Paint(tree.meta)
     body = "".join(
         [_head(tree, found), _trouble(found), _step(tree, found, paint),
+         _section("Device", _device(found, paint)),
          _section("Events and handlers", _timeline(tree, found, paint)),
          _section("Steps over the run", _steps(tree, found)),
          _section("Slowest steps", tables.slowest(found.slowest_steps)),
@@ -116,6 +118,15 @@ def _step(tree: Tree, found: Report, paint: Paint) -> str:
         f'<ul class="legend">{legend}</ul>\n',
         tables.stats("phase", found.phases, "of a step", paint.phase), left,
     )  # fmt: skip
+
+
+def _device(found: Report, paint: Paint) -> str:
+    """What a step takes on the device, and where that may be idle."""
+    if found.device is None:
+        return ""
+    lines = [_note(text(line)) for line in device_lines(found.device)]
+    phases = tables.stats("on the device", found.device.phases, "of a step", paint.phase)
+    return "".join([*lines[:1], phases, tables.idle(found.device.idle_in), *lines[1:]])
 
 
 def step_parts(tree: Tree, found: Report, paint: Paint) -> list[tuple[str, float, str]]:

@@ -66,6 +66,14 @@ def stats(title: str, groups: Mapping[str, Stats], of: str, look: Callable[[str]
     return table(headers, rows)
 
 
+def idle(places: Mapping[str, float]) -> str:
+    """Where a device may be idle, in shares of a step."""
+    return table(
+        ["idle at most", "of a step"],
+        [[text(place), share(part)] for place, part in places.items()],
+    )
+
+
 def slowest(steps: Sequence[SlowStep]) -> str:
     """The slowest steps and what in them took longer than usual."""
     rows = [

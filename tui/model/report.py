@@ -19,6 +19,7 @@ from firetrace.tracer.pages import Pages
 from firetrace.tracer.stream import Stream, hoisted
 from firetrace.tracer.table import block
 from firetrace.tui.model.columns import Spans
+from firetrace.tui.model.device import DeviceReport, DeviceSource, device_report
 from firetrace.tui.model.digest import Digest, EpochTime
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.groups import Group, engine_label
@@ -71,6 +72,7 @@ class Report:
     incomplete: tuple[OpenSpan, ...]
     exceptions: tuple[str, ...]
     data: DataReport | None  #: how batches are made, where that was recorded
+    device: DeviceReport | None  #: what steps take on the device, where that was recorded
     notes: tuple[str, ...]  #: what was thinned out, could not be read, or stopped the recording
 
     def as_json(self) -> dict[str, Any]:
@@ -93,14 +95,26 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         JournalError: it cannot be read.
     """
+    return read_both(path)[1]
+
+
+def read_both(path: str | os.PathLike[str]) -> tuple[Tree, Report]:
+    """Read a journal and those beside it, and compute everything.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
     with Stream(path) as stream:
         tree = _tree_of_all(stream)
         sources = DataSources(Path(path), stream.reader.header, stream.reader.meta)
+        device = DeviceSource(Path(path), stream.reader)
         try:
             sources.read(math.inf)
-            return report(tree, sources)
+            device.read(math.inf)
+            return tree, report(tree, sources, device)
         finally:
             sources.close()
+            device.close()
 
 
 def read_tree(path: str | os.PathLike[str]) -> Tree:
@@ -129,15 +143,25 @@ def tree_of(digest: Digest, stream: Stream, pages: Pages, before: Tree | None = 
     return Tree(digest, pages, spans, stream.last_ns(), before)
 
 
-def report(tree: Tree, sources: DataSources | None = None) -> Report:
-    """Compute everything. ``sources``: the data journals, as far as they have been read."""
+def report(
+    tree: Tree, sources: DataSources | None = None, device: DeviceSource | None = None
+) -> Report:
+    """Compute everything.
+
+    Args:
+        tree: of the rank's journal.
+        sources: its data journals, as far as they have been read.
+        device: its device journal, as far as it has been read.
+    """
     digest, meta = tree.digest, tree.meta
     main, run_ns, last = _main(tree)
     steps = _stats(digest.groups.of("step", main), 0)
     phases, handlers = _phases(tree, main), _handlers(tree, main, run_ns)
     how_far = progress(tree, main, last)
-    data = _data(tree, main, steps, sources)
-    said = verdict(parts(tree, main, run_ns, steps, phases, handlers), how_far, data)
+    on_device = device_report(device, main) if device is not None else None
+    data = _data(tree, main, steps, sources, on_device)
+    found = parts(tree, main, run_ns, steps, phases, handlers)
+    said = verdict(found, how_far, data, on_device)
     return Report(
         run=str(meta.resource.get("ignite.run.id") or tree.open.path.parent.name),
         path=str(tree.open.path.parent),
@@ -163,16 +187,22 @@ def report(tree: Tree, sources: DataSources | None = None) -> Report:
         incomplete=_incomplete(tree),
         exceptions=tuple(digest.exceptions.values()),
         data=data,
+        device=on_device,
         notes=_notes(tree),
     )
 
 
 def _data(
-    tree: Tree, main: int, step: Stats | None, sources: DataSources | None
-) -> DataReport | None:
+    tree: Tree, main: int, step: Stats | None, sources: DataSources | None,
+    device: DeviceReport | None,
+) -> DataReport | None:  # fmt: skip
     if sources is None or step is None:
         return None
-    return data_report(sources, main, step.count, step.total_ns, tree.digest.waited_ns(main))
+    waited, step_ns = tree.digest.waited_ns(main), step.total_ns
+    if device is not None and device.busy_ns is not None:
+        # The host does not wait for the device: it may wait for data while that is at work.
+        step_ns = max(step_ns, waited + round(device.busy_ns * step.count))
+    return data_report(sources, main, step.count, step_ns, waited)
 
 
 def _main(tree: Tree) -> tuple[int, int, Span | None]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from firetrace.tui.format import duration
+from firetrace.tui.model.device import DeviceReport
 from firetrace.tui.model.digest import FETCHING
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.groups import BETWEEN_STEPS
+from firetrace.tui.model.idle import GET_BATCH, HANDLERS
 from firetrace.tui.model.pipeline import DataReport
 from firetrace.tui.model.progress import Progress
 from firetrace.tui.model.tree import Span, Tree
 
 #: A part of the run that is smaller than this is no verdict.
 CLEAR = 1 / 3
+#: A device that is idle for a smaller part of a step is what bounds it.
+IDLE = 0.1
 #: Steps that got slower by less than this are none either.
 DRIFT = 0.15
 #: A span is called hanging when it is open for this long, and this many times the slowest seen.
@@ -98,12 +102,44 @@ def open_spans(tree: Tree) -> list[Span]:
     return [span for span in spans if span is not None and not span.end_ns]
 
 
-def verdict(found: Parts, progress: Progress, data: DataReport | None = None) -> Verdict:
-    """The largest part of the run, what causes it, and what to expect without it."""
+def verdict(
+    found: Parts, progress: Progress, data: DataReport | None = None,
+    device: DeviceReport | None = None,
+) -> Verdict:  # fmt: skip
+    """The largest part of the run, what causes it, and what to expect without it.
+
+    Of the steps a device knows better than the host, which may only have waited for it there.
+    """
     step, run_ns = found.step, found.run_ns
     if step is None or not run_ns:
         return Verdict("no step has been completed yet")
-    wait, compute, nested = found.wait_ns, found.compute_ns, found.nested
+    choices = _choices(found)
+    word = max(choices, key=lambda word: choices[word][0])
+    part, figure = choices[word]
+    clear = part >= CLEAR * run_ns
+    idles, what_if, drift = "", _what_if(found, progress), _drift(step, found.phases)
+    if device is not None and not (clear and _elsewhere(found, word)):
+        said, idles = _by_device(found, device)
+        if said and device.idle_in.get(GET_BATCH, 0.0) < IDLE:
+            what_if = ""  # the wait is no time that could be won
+        if said and said not in choices:
+            return Verdict(f"{said}: {idles}", drift, what_if)
+        if said:
+            word, figure, clear, idles = said, choices[said][1], True, f"; {idles}"
+    of_step = ""
+    if step.total_ns:
+        of_step = f"; get_batch is {found.wait_in_steps_ns / step.total_ns:.0%} of a step"
+    if word == "DATA-BOUND" and data is not None:
+        of_step += _cause(data)
+    if not clear:
+        word, figure = "BALANCED", f"nothing dominates; {figure}"
+    return Verdict(f"{word}: {figure}{of_step}{idles}", drift, what_if)
+
+
+def _choices(found: Parts) -> dict[str, tuple[int, str]]:
+    """What may bound the run, by the host's times: for how long, and in words."""
+    run_ns, nested = found.run_ns, found.nested
+    wait, compute = found.wait_ns, found.compute_ns
     choices = {
         "DATA-BOUND": (wait, f"waiting for data is {_share(wait, run_ns)} of the run"),
         "COMPUTE-BOUND": (compute, f"the process function is {_share(compute, run_ns)} of the run"),
@@ -125,18 +161,39 @@ def verdict(found: Parts, progress: Progress, data: DataReport | None = None) ->
                 f"handlers are {_share(rest, run_ns)} of the run, {name} {slow[name].share:.0%}"
             )
             choices["HANDLER-BOUND"] = rest, figure
-    word = max(choices, key=lambda word: choices[word][0])
-    part, figure = choices[word]
-    of_step = ""
-    if step.total_ns:
-        of_step = f"; get_batch is {found.wait_in_steps_ns / step.total_ns:.0%} of a step"
-    if word == "DATA-BOUND" and data is not None:
-        of_step += _cause(data)
-    if part < CLEAR * run_ns:
-        word, figure = "BALANCED", f"nothing dominates; {figure}"
-    return Verdict(
-        f"{word}: {figure}{of_step}", _drift(step, found.phases), _what_if(found, progress)
-    )
+    return choices
+
+
+def _elsewhere(found: Parts, word: str) -> bool:
+    """Whether what bounds the run lies outside of its steps, of which a device could tell."""
+    in_steps = (found.step.total_ns if found.step else 0) * found.scale
+    outside = {
+        "DATA-BOUND": found.wait_ns - found.wait_in_steps_ns * found.scale,
+        "HANDLER-BOUND": found.events_ns - found.events_in_steps_ns - sum(found.nested.values()),
+    }
+    return word == "VALIDATION-BOUND" or outside.get(word, 0) > in_steps
+
+
+def _by_device(found: Parts, device: DeviceReport) -> tuple[str, str]:
+    """What bounds the steps, by what the device did in them, and its figure; empty: unknown."""
+    idle, step = device.idle, found.step
+    if not device.step_ns or step is None or device.unknown > max(idle, IDLE):
+        return "", ""
+    if idle + device.unknown < IDLE or not device.idle_in:
+        name = max(device.phases, key=lambda name: device.phases[name].share, default="")
+        most = f", {name} {device.phases[name].share:.0%} of it" if name else ""
+        busy = 1 - idle - device.unknown
+        return "DEVICE-BOUND", f"the {device.kind} is busy {busy:.0%} of a step{most}"
+    idles = f"the {device.kind} idles up to {idle:.0%} of a step"
+    place, part = max(device.idle_in.items(), key=lambda pair: pair[1])
+    if place == GET_BATCH:
+        return "DATA-BOUND", idles
+    if place == HANDLERS:
+        handlers = found.events_in_steps_ns / (step.count * found.scale)
+        if found.handlers and 2 * handlers > part * device.step_ns:
+            return "HANDLER-BOUND", idles
+        place = "what lies between the phases"
+    return "LAUNCH-BOUND", f"{idles}, most in {place} ({part:.0%})"
 
 
 def _cause(data: DataReport) -> str:

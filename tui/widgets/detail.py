@@ -15,6 +15,7 @@ from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import LONGEST, clip, count, duration, printable
 from firetrace.tui.model.tree import Span
 from firetrace.tui.model.workers import made_for, own_times
+from firetrace.tui.widgets.device_facts import Facts, device_facts, in_words
 from firetrace.tui.widgets.palette import colours
 
 FLAGS = {
@@ -25,7 +26,6 @@ FLAGS = {
     Flag.RESUMED: "goes on with an interrupted run",
     Flag.SKIPPED: "the optimizer was not stepped",
 }
-Facts = list[tuple[str, str]]
 MOST_PARTS = 4
 
 
@@ -81,6 +81,7 @@ def facts(snapshot: Snapshot, span: Span, notes: list[dict[str, Any]]) -> Facts:
             times = f", {took / p50:.3g} times p50" if p50 else ""
             found.append(("its like", f"p50 {duration(p50)}, p99 {duration(p99)}{times}"))
             found.append(("", f"max {duration(group.times.largest)}, n {count(group.ended)}"))
+    found += device_facts(snapshot, span)
     found += _batch(snapshot, span)
     begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(span.start_ns / 1e9))
     found += [
@@ -97,7 +98,7 @@ def facts(snapshot: Snapshot, span: Span, notes: list[dict[str, Any]]) -> Facts:
     found += [(str(k), str(v)) for k, v in (name.code if name is not None else {}).items()]
     for note in notes:
         if note.get("type") == "attributes" and isinstance(note.get("attributes"), dict):
-            found += [(str(k), str(v)) for k, v in note["attributes"].items()]
+            found += [(str(k), in_words(str(k), v)) for k, v in note["attributes"].items()]
         elif note.get("type") == "end_reason":
             found.append(("ended by", str(note.get("reason"))))
         elif note.get("type") == "run":

@@ -45,12 +45,14 @@ class RowsTable(DataTable[Text]):
         )
         self.border_title = self.PANE
         self.name_cells = 0  #: width of the first column
-        self._fitting: list[int] = []  #: indices in ``COLUMNS``; empty until laid out
+        self.offered = self.COLUMNS  #: the columns after the first that there are now
+        self._fitting: list[int] = []  # indices of columns; empty until laid out
+        self._laid_out: list[Column] = []
         self._snapshot: Snapshot | None = None
         self._shown: dict[str, Cells] = {}
 
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
-        """All rows, by key, with a cell for the name and one for each of ``COLUMNS``."""
+        """All rows, by key, with a cell for the name and one for each of ``offered``."""
         raise NotImplementedError
 
     def redraw(self) -> None:
@@ -96,21 +98,27 @@ class RowsTable(DataTable[Text]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the columns that fit."""
+        self.fit()
+
+    def fit(self) -> None:
+        """Choose the columns that fit, of those that there are now."""
+        offered = self.offered
         gap = 2 * self.cell_padding
         room = self.scrollable_content_region.width - gap
-        fitting = list(range(len(self.COLUMNS)))
-        for index in sorted(fitting, key=lambda index: -self.COLUMNS[index].rank):
-            taken = sum(self.COLUMNS[each].cells + gap for each in fitting)
-            if self.COLUMNS[index].rank and room - taken < NAME_CELLS:
+        fitting = list(range(len(offered)))
+        for index in sorted(fitting, key=lambda index: -offered[index].rank):
+            taken = sum(offered[each].cells + gap for each in fitting)
+            if offered[index].rank and room - taken < NAME_CELLS:
                 fitting.remove(index)
-        taken = sum(self.COLUMNS[each].cells + gap for each in fitting)
+        taken = sum(offered[each].cells + gap for each in fitting)
         name_cells = max(8, room - taken)
-        if (fitting, name_cells) == (self._fitting, self.name_cells):
+        wanted = [offered[index] for index in fitting]
+        if (wanted, name_cells) == (self._laid_out, self.name_cells):
             return
-        self._fitting, self.name_cells = fitting, name_cells
+        self._fitting, self._laid_out, self.name_cells = fitting, wanted, name_cells
         self.clear(columns=True)
         self.add_column(Text(self.FIRST), width=name_cells)
-        for column in (self.COLUMNS[index] for index in fitting):
+        for column in wanted:
             bar = column.title == "share"  # it ends in one, so its number is not at the right
             title = Text(column.title, justify="left" if bar else "right")
             self.add_column(title, width=column.cells)

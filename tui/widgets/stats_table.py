@@ -10,6 +10,7 @@ from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import bar, count, duration, share
 from firetrace.tui.model.distribution import Stats
 from firetrace.tui.model.workers import MADE
+from firetrace.tui.widgets.device_lanes import COPIES
 from firetrace.tui.widgets.palette import Palette, colours
 from firetrace.tui.widgets.rows_table import Cells, Column, RowsTable, right
 from firetrace.tui.widgets.worker_lanes import colour_of
@@ -42,12 +43,30 @@ class PhaseTable(StatsTable):
 
     PANE = "Phases"
     FIRST = "phase"
+    #: Where device time is recorded, its median stands beside the host's.
+    DEVICE = (*StatsTable.COLUMNS[:2], Column("device", 6, 1), *StatsTable.COLUMNS[2:])
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot, with device time where there is any."""
+        device = snapshot.report.device
+        offered = self.DEVICE if device is not None and device.phases else self.COLUMNS
+        if offered is not self.offered:
+            self.offered, self._snapshot = offered, None
+            if self._fitting:
+                self.fit()
+        super().show(snapshot)
 
     def rows_of(self, snapshot: Snapshot) -> dict[str, Cells]:
         """A row a phase."""
-        palette = Palette(snapshot.tree.meta)
-        phases = snapshot.report.phases.items()
-        return {name: self.cells(name, stats, palette.phase(name)) for name, stats in phases}
+        palette, device = Palette(snapshot.tree.meta), snapshot.report.device
+        rows = {}
+        for name, stats in snapshot.report.phases.items():
+            cells = self.cells(name, stats, palette.phase(name))
+            if self.offered is self.DEVICE and device is not None:
+                there = device.phases.get(name) or device.phases.get(COPIES.get(name, ""))
+                cells = (*cells[:3], right(duration(there.p50_ns) if there else ""), *cells[3:])
+            rows[name] = cells
+        return rows
 
 
 class HandlerTable(StatsTable):

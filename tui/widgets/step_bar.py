@@ -11,6 +11,9 @@ from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import clip, duration
 from firetrace.tui.widgets.palette import Palette, colours
 
+#: A narrower line has no device time.
+ROOMY = 100
+
 
 class StepBar(Widget):
     """A step's p50 and p95, and its phases in proportion."""
@@ -27,6 +30,10 @@ class StepBar(Widget):
         dim = colours().dim
         line.append("step p50 ", dim).append(duration(report.step.p50_ns), "bold")
         line.append("  p95 ", dim).append(f"{duration(report.step.p95_ns)}  ")
+        device = report.device
+        if device is not None and device.busy_ns is not None and self.size.width >= ROOMY:
+            line.append(f"{clip(device.label, 12)} ", dim)
+            line.append(f"≥{duration(round(device.busy_ns))}  ")
         return line + self._phases(self.snapshot, self.size.width - line.cell_len)
 
     def _phases(self, snapshot: Snapshot, width: int) -> Text:

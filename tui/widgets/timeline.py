@@ -212,6 +212,7 @@ class Timeline(LinesView):
     def on_resize(self) -> None:
         """Keep the newest step in view."""
         self._lay_out()
+        self.post_message(self.Moved())
 
     # What the user does
 
@@ -339,6 +340,7 @@ class Timeline(LinesView):
         self._lay_out_axis()
         if self._snapshot is not None:
             self._entitle()
+        self.post_message(self.Moved())  # what is below is drawn on the same axis
         self.refresh()
 
     def hide_more(self) -> str:

@@ -11,6 +11,7 @@ from textual.widget import Widget
 
 from firetrace.tui.feed import Snapshot
 from firetrace.tui.format import bytes_of, clip, number, rate, sparkline
+from firetrace.tui.model.device import DeviceReport
 from firetrace.tui.widgets.palette import colours
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ class Vitals(Widget):
             parts.append(_gauge("MEM", bytes_of(usage.memory_bytes), gauges.memory, roomy))
             if usage.gpu is not None:
                 parts.append(_gauge("GPU", f"{usage.gpu:.0%}", gauges.gpu, roomy))
-                parts.append(_gauge("VRAM", bytes_of(usage.gpu_memory_bytes or 0), (), roomy))
+            if usage.gpu_memory_bytes is not None:
+                parts.append(_gauge("VRAM", bytes_of(usage.gpu_memory_bytes), (), roomy))
+        device = snapshot.report.device
+        if device is not None and device.allocated is not None:
+            parts.append(_memory(device, roomy))
         for scalar in snapshot.report.scalars:
             name, last = clip(scalar.name, 24), number(scalar.last)
             part = Text.assemble((f"{name} ", own.dim), (last, "bold"))
@@ -62,6 +67,19 @@ class Vitals(Widget):
                 part.append(" " + sparkline(scalar.points, SPARK), own.handler)
             parts.append(part)
         return parts
+
+
+def _memory(device: DeviceReport, roomy: bool) -> Text:
+    """What is allocated on the device, the most that was, and how often it was not enough."""
+    part = Text.assemble((f"{clip(device.label, 12)} ", colours().dim))
+    part.append(bytes_of(device.allocated or 0), "bold")
+    if device.peak is not None:
+        part.append("/peak ", colours().dim).append(bytes_of(device.peak))
+    if roomy and len(device.memory) > 1:
+        part.append(" " + sparkline(device.memory, SPARK, zero=True), colours().live)
+    if device.ooms:
+        part.append(f" out of memory: {len(device.ooms)}", colours().error)
+    return part
 
 
 def _gauge(name: str, value: str, course: Sequence[float], roomy: bool) -> Text:

@@ -185,9 +185,10 @@ class Bar:
     def __init__(self, cells: int, whole_ns: int) -> None:
         self._whole = max(1, whole_ns)
         self._halves = [""] * (2 * cells if cells > 1 else 0)
+        self._hatched = [False] * len(self._halves)
         self._beyond = ""
 
-    def paint(self, begin: int, end: int, colour: str) -> None:
+    def paint(self, begin: int, end: int, colour: str, hatched: bool = False) -> None:
         """Paint a span, in ns from the left edge; the shortest still gets half a cell."""
         room = len(self._halves)
         if not room:
@@ -198,22 +199,27 @@ class Bar:
         first = min(room - 1, max(0, begin * room // self._whole))
         last = min(room, max(first + 1, round(end * room / self._whole)))
         self._halves[first:last] = [colour] * (last - first)
+        self._hatched[first:last] = [hatched] * (last - first)
         if end > self._whole * (1 + 1 / room):
             self._beyond = colour
 
     def segments(self, is_open: bool, base: Style) -> list[Segment]:
-        """The line; an open span is hatched."""
+        """The line; an open span is hatched: all of it, or what was painted so."""
         found = []
-        full = "▒" if is_open else "█"
-        pairs = zip(self._halves[::2], self._halves[1::2], strict=True)
-        for (left, right), same in groupby(pairs):
+        halves = list(zip(self._halves, self._hatched, strict=True))
+        for ((left, one), (right, other)), same in groupby(
+            zip(halves[::2], halves[1::2], strict=True)
+        ):
             cells = len(list(same))
             if left == right:
+                full = "▒" if is_open or (one and other) else "█"
                 text, style = (full if left else " "), Style(color=left or None)
             elif left:
                 text, style = "▌", Style(color=left, bgcolor=right or None)
             else:
                 text, style = "▐", Style(color=right)
+            if (one or other) and left != right:
+                style += Style(dim=True)  # half a cell cannot be hatched
             found.append(Segment(text * cells, base + style))
         if self._beyond and found:
             last = found[-1]
