@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types/firetrace
 
-.PHONY: help env demo test backends test-backends lint types imports versions format audit bench torture ci clean
+.PHONY: help env demo test backends test-backends lint types imports versions format audit bench gpu-check torture ci clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
@@ -88,6 +88,10 @@ audit: $(AUDIT)/.ready ## ask for known vulnerabilities of what is pinned
 
 bench: $(READY) ## measure against the peers; prints ratios
 	$(BIN)/python -m bench
+
+# With the python that has torch for CUDA, monai and ignite, as it is: PYTHON=... GPU=--quick.
+gpu-check: $(TYPES)/__init__.py ## check device time against torch's profiler; needs an NVIDIA GPU
+	PYTHONPATH=$(CURDIR)/build/types$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m bench.gpu $(GPU)
 
 # TORTURE=--short is the form that every change must pass.
 torture: $(READY) ## kills, full disks, bad journals, faults of its own: counts what goes wrong

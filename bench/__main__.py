@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import (
     data,
+    device,
     disk,
     exporting,
     memory,
@@ -32,9 +33,9 @@ from bench.result import Row, render
 from bench.settings import Progress, Settings
 
 SUBJECTS: dict[str, Any] = {
-    "recording": recording, "data": data, "disk": disk, "memory": memory, "reading": reading,
-    "exporting": exporting, "sending": sending, "startup": startup, "watching": watching,
-    "ranks": ranks,
+    "recording": recording, "device": device, "data": data, "disk": disk, "memory": memory,
+    "reading": reading, "exporting": exporting, "sending": sending, "startup": startup,
+    "watching": watching, "ranks": ranks,
 }  # fmt: skip
 PACKAGES = (
     "firetrace", "pytorch-ignite", "monai", "torch", "opentelemetry-sdk", "numpy", "textual",

@@ -15,6 +15,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
+from bench.accelerator import NullAccelerator
 from bench.training import SPANS, add_handlers
 
 if TYPE_CHECKING:
@@ -92,6 +93,42 @@ class FiretraceAlone(Firetrace):
         """Attach the handler, and put the check back."""
         super().attach(engine)
         del engine.fire_event
+
+
+class FiretraceNoDevice(Firetrace):
+    """The same, with device time off."""
+
+    device: Any = False
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the handler."""
+        from firetrace import TraceHandler
+
+        self.handler = TraceHandler(self.directory, device=self.device)
+        self.handler.attach(engine)
+
+
+class FiretraceDevice(FiretraceNoDevice):
+    """The same, recording device time on a device whose calls cost nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.device = NullAccelerator()
+
+    def finish(self, turns: int) -> None:
+        """Close the journals.
+
+        Raises:
+            RuntimeError: there are not five phases of each step with times in that of the device.
+        """
+        from firetrace.tracer.run import device_journal, open_run
+        from firetrace.tracer.table import read_table
+
+        super().finish(turns)
+        table = read_table(device_journal(open_run(self.directory).newest))
+        phases = table.rows[table.of_kind("device")]
+        if int((phases["end"] > 0).sum()) < 5 * (turns - 1):  # the first step's are not known yet
+            raise RuntimeError(f"{len(phases)} device spans of {turns} steps")
 
 
 class FiretraceData(Firetrace):
@@ -179,6 +216,55 @@ class HandlersTimeProfiler(Peer):
             for times in event.values()
         ]
         return sum(of_handlers) + len(profiler.processing_times) + len(profiler.dataflow_times)
+
+
+class TorchProfiler(Peer):
+    """torch's, of the CPU: told where the phases are by a ``record_function`` around each.
+
+    For an engine with a ``prepare_batch``, as ``bench.device`` has it. Not counted: what it does
+    when it is stopped.
+    """
+
+    records = 5
+
+    def attach(self, engine: Engine) -> None:
+        """Add a handler where a phase ends and the next begins, and start."""
+        from torch.profiler import ProfilerActivity, profile, record_function
+
+        prepare_batch = engine.prepare_batch  # type: ignore[attr-defined]
+        open_now: list[Any] = []
+
+        def prepared(batch: Any) -> Any:
+            with record_function("prepare_batch"):
+                found = prepare_batch(batch)
+            begin("forward")
+            return found
+
+        def begin(name: str) -> None:
+            open_now.append(record_function(name))
+            open_now[-1].__enter__()
+
+        def on(event: Any, starts: str) -> None:
+            def handler(engine: Engine) -> None:
+                open_now.pop().__exit__(None, None, None)
+                if starts:
+                    begin(starts)
+
+            engine.add_event_handler(event, handler)
+
+        engine.prepare_batch = prepared  # type: ignore[attr-defined]
+        on(IterationEvents.FORWARD_COMPLETED, "loss")
+        on(IterationEvents.LOSS_COMPLETED, "backward")
+        on(IterationEvents.BACKWARD_COMPLETED, "optimizer")
+        on(IterationEvents.MODEL_COMPLETED, "")
+        self.profiler = profile(activities=[ProfilerActivity.CPU])
+        self.profiler.start()
+
+    def close(self) -> int:
+        """Stop it and count what it kept."""
+        self.profiler.stop()
+        kept: Any = self.profiler.profiler
+        return len(kept.kineto_results.events())
 
 
 class OpenTelemetrySdk(Peer):

@@ -1,0 +1,49 @@
+"""An accelerator that is none: what firetrace itself does for device time, seen without a device.
+
+Its calls cost next to nothing, so what is left is firetrace's own. What CUDA's cost, only a machine
+with a GPU can tell (``make gpu-check``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from firetrace.tracer.device.memory import Memory
+
+
+class NullAccelerator:
+    """See ``firetrace.tracer.device.accelerator.Accelerator``. Everything is reached at once.
+
+    Its times make no sense: to keep any would cost something.
+    """
+
+    label, kind = "null:0", "meta"
+    _memory = Memory(1, 2, 3)
+
+    def hardware(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    def event(self) -> object:
+        """A new event."""
+        return object()
+
+    def record(self, event: object) -> int:
+        """In its only stream."""
+        return 0
+
+    def record_aside(self, event: object) -> bool:
+        """It has no other work."""
+        return True
+
+    def done(self, event: object) -> bool:
+        """It is."""
+        return True
+
+    def elapsed_ms(self, first: object, last: object) -> float:
+        """Always the same, as the next."""
+        return 1.0
+
+    def memory(self) -> Memory:
+        """Bytes."""
+        return self._memory
