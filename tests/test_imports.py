@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 HEAVY = ("torch", "ignite", "monai", "textual", "opentelemetry", "numpy", "rich", "grpc")
 
@@ -55,3 +58,18 @@ def test_importing_firetrace_loads_nothing() -> None:
 def test_each_room_loads_only_what_it_needs(program: str, never: set[str]) -> None:
     """The app runs without torch, the exporters without textual, the handler without either."""
     assert not loaded(program) & never
+
+
+def test_every_room_is_installed() -> None:
+    """What ``pip install`` takes along, editable or not: each folder that has modules."""
+    toml = pytest.importorskip("tomllib")  # Python 3.11
+    setup = toml.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = {
+        ".".join(("firetrace", *path.parent.relative_to(ROOT).parts)): path.parent
+        for room in ("tracer", "exporters", "tui")
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert set(setup["packages"]) == {"firetrace", *rooms}
+    assert {name: ROOT / path for name, path in setup["package-dir"].items()} == {
+        "firetrace": ROOT / "root", **rooms,
+    }  # fmt: skip
