@@ -10,15 +10,23 @@ from pathlib import Path
 from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import HEADER_BYTES, ROW_BYTES
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.run import Run, attempt_of, data_journals, rank_of
+from firetrace.tracer.run import (
+    Run,
+    attempt_of,
+    data_journals,
+    device_journal,
+    is_rank,
+    rank_of,
+)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A rank's journal, and those of the batches that were made for it."""
+    """A rank's journal, those of the batches that were made for it, and that of device time."""
 
     path: Path
     data: tuple[Path, ...] = ()
+    device: Path | None = None
 
     @property
     def rank(self) -> int:
@@ -42,17 +50,24 @@ def members(
         workers: with the data journals.
     """
     found = (
-        Member(path, data_journals(path) if workers else ())
+        Member(path, data_journals(path) if workers else (), _device_of(path))
         for path in run.journals
         if ranks is None or any((rank_of(path) or 0) in some for some in ranks)
     )
     return tuple(sorted(found, key=lambda each: (each.rank, each.attempt, each.path.name)))
 
 
-def paths(members: Sequence[Member]) -> Iterator[Path]:
-    """All journals, a rank's before its workers'."""
+def _device_of(journal: Path) -> Path | None:
+    device = device_journal(journal)
+    return device if is_rank(journal) and device.exists() else None
+
+
+def paths(members: Sequence[Member], devices: bool = False) -> Iterator[Path]:
+    """All journals, a rank's before its workers'; ``devices``: those of device time, too."""
     for member in members:
         yield member.path
+        if devices and member.device is not None:
+            yield member.device
         yield from member.data
 
 
@@ -79,13 +94,17 @@ def readable(
         JournalError: none can be read.
     """
     reasons: dict[Path, JournalError] = {}
-    for path in paths(found):
+    for path in paths(found, devices=True):
         try:
             JournalReader(path).close()
         except JournalError as error:
             reasons[path] = error
     kept = tuple(
-        Member(each.path, tuple(path for path in each.data if path not in reasons))
+        Member(
+            each.path,
+            tuple(path for path in each.data if path not in reasons),
+            None if each.device in reasons else each.device,
+        )
         for each in found
         if each.path not in reasons
     )

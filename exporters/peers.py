@@ -1,7 +1,8 @@
-"""Links from the spans of one journal to steps in another journal of the same run.
+"""What the other journals of a run tell of a journal's spans: links to steps, and device time.
 
 A step of another rank than the lowest is linked to that one's step of the same iteration; a batch
-to the step that used it. The ids follow from the other journal's seed and row numbers, and which
+to the step that used it; how long the device took for a phase says ``firetrace.exporters.devices``.
+The ids follow from the other journal's seed and row numbers, and which
 step it is from what stands in both journals. So a relay and every later export make the same links;
 only what is not there yet when a span is sent has no link.
 """
@@ -10,49 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from opentelemetry.trace import Link, SpanContext, TraceFlags
 
+from firetrace.exporters.devices import DeviceTimes
 from firetrace.exporters.journals import rank_journal
 from firetrace.exporters.steps import STEP, Runs, Steps, Used
+from firetrace.exporters.told import Peers, Told
 from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.ids import Row, span_id
 from firetrace.tracer.journal import Header
 from firetrace.tracer.meta import Meta
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.run import attempt_of, is_data, is_rank, rank_of
+from firetrace.tracer.run import attempt_of, is_data, is_device, is_rank, rank_of
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 from firetrace.tracer.traces import Lineage, TraceIds, trace_of
 
-SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 MOST_REMEMBERED = 20_000
 LookUp = Callable[[int], np.void | None]
-
-
-class Told(NamedTuple):
-    """What another journal tells of a span: a link to one of its own, and perhaps attributes."""
-
-    trace_id: int
-    span_id: int
-    kind: str  #: the link's ``ignite.link``
-    attributes: dict[str, Any] | None = None
-
-    @property
-    def link(self) -> Link:
-        """The link."""
-        context = SpanContext(self.trace_id, self.span_id, False, SAMPLED)
-        return Link(context, {"ignite.link": self.kind})
-
-
-class Peers(Protocol):
-    """Tells what other journals know of a journal's spans."""
-
-    def told(self, table: Table) -> dict[int, Told]:
-        """Of the spans of a block, by row number, those of which something is known."""
 
 
 def place_of(look_up: LookUp, meta: Meta) -> Callable[[int], Row | None]:
@@ -224,14 +202,44 @@ class UsedBatches:
         return found
 
 
-def peers_of(reader: JournalReader, split: str | None) -> Peers | None:
-    """Who tells more of a journal's spans; None: nobody, as of those of rank 0.
+class Several:
+    """What several tell of a journal's spans. One that cannot be read keeps none of the others."""
+
+    def __init__(self, *peers: Peers) -> None:
+        self._peers = peers
+
+    def told(self, table: Table) -> dict[int, Told]:
+        """What is known of the spans of a block. There is one link a span: the first."""
+        found: dict[int, Told] = {}
+        for peers in self._peers:
+            try:
+                told = peers.told(table)
+            except (FiretraceError, OSError):  # the other journal is not there
+                continue
+            for number in found.keys() & told.keys():
+                first, second = found[number], told[number]
+                both = {**(first.attributes or {}), **(second.attributes or {})}
+                told[number] = (first if first.kind else second)._replace(attributes=both or None)
+            found.update(told)
+        return found
+
+
+def peers_of(
+    reader: JournalReader, split: str | None, devices: DeviceTimes | None = None
+) -> Peers | None:
+    """Who tells more of a journal's spans; None: nobody.
 
     Args:
         reader: of the journal.
         split: as which journals are exported; by default as each says itself.
+        devices: of a rank's journal, where somebody has them already.
     """
     path, meta = reader.path, reader.meta
     if is_data(path):
-        return UsedBatches(path, reader.header, meta, split)
-    return SameSteps(path, meta, reader.row, split) if rank_of(path) else None
+        return Several(UsedBatches(path, reader.header, meta, split))
+    if is_device(path):
+        return None
+    devices = devices or DeviceTimes(reader)
+    if rank_of(path):
+        return Several(SameSteps(path, meta, reader.row, split), devices)
+    return Several(devices)

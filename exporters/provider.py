@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
+from firetrace.exporters.devices import DeviceTimes
 from firetrace.exporters.spans import SpanMaker, close_open, maker, scope
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
@@ -86,20 +87,21 @@ class ProviderFeed:
     def _work(self) -> None:
         try:
             with Stream(self._journal) as stream:
-                ending = False
+                devices = DeviceTimes(stream.reader)
+                stream.hold, ending = devices.waiting, False
                 while not ending:
                     ending = self._ending.wait(POLL_S)
                     for block in stream.ended():
-                        self._hand_on(stream, block)
-                self._hand_on(stream, stream.rest())
+                        self._hand_on(stream, block, devices)
+                self._hand_on(stream, stream.rest(), devices)
         except Exception as error:  # a processor is the program's, its failure not the training's
             log.warning(
                 "firetrace hands no more spans to the tracer provider (%s: %s); "
                 "they are in %s", type(error).__name__, error, self._journal,
             )  # fmt: skip
 
-    def _hand_on(self, stream: Stream, block: Table) -> None:
-        makes = self._maker = self._maker or maker(stream.reader)
+    def _hand_on(self, stream: Stream, block: Table, devices: DeviceTimes) -> None:
+        makes = self._maker = self._maker or maker(stream.reader, devices=devices)
         end_ns = stream.last_ns()
         begun = time.thread_time()
         spans = zip(block.numbers.tolist(), makes.spans(block), strict=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from firetrace.exporters.journals import rank_journal
 from firetrace.exporters.steps import STEP, Steps, Used
 from firetrace.tracer.ids import Row
-from firetrace.tracer.journal import Flag
+from firetrace.tracer.journal import Flag, Rows
 from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.run import is_data
 from firetrace.tracer.stream import blocks, latest
@@ -216,6 +216,44 @@ class BatchSelector(Selector):
         """Close the journals."""
         super().close()
         self._rank.close()
+
+
+class Kept:
+    """What a selection has kept of a rank's journal, as its device journal asks.
+
+    4 bytes a phase and 16 bytes a step.
+    """
+
+    def __init__(self) -> None:
+        self._phases = [np.empty(0, np.uint32)]
+        self._steps = [np.empty((2, 0), np.int64)]  # start and end, Unix ns
+
+    def add(self, block: Table) -> None:
+        """Take note of what is kept of a block."""
+        self._phases.append(block.numbers[block.of_kind("phase")])
+        steps = block.rows[block.of_kind("step")]
+        ends = np.where(steps["end"] == 0, FOREVER, steps["end"])
+        self._steps.append(np.stack([steps["start"], ends]))
+
+    def settle(self) -> None:
+        """All that is kept has been told."""
+        self._phases = [np.sort(np.concatenate(self._phases))]
+        starts, ends = np.concatenate(self._steps, axis=1)
+        order = np.argsort(starts)
+        self._steps = [np.stack([starts[order], np.maximum.accumulate(ends[order])])]
+
+    def rows(self, rows: Rows, shift_ns: int) -> Mask:
+        """Which of the device journal's rows belong to that: by their phase, else by their time.
+
+        Args:
+            rows: of the device journal.
+            shift_ns: what is to be added to its times.
+        """
+        (phases,), ((starts, ends),) = self._phases, self._steps
+        at = np.searchsorted(starts, rows["start"] + shift_ns, side="right") - 1
+        inside = (at >= 0) & (np.append(ends, 0)[at] >= rows["start"] + shift_ns)
+        mask: Mask = np.where(rows["epoch"] == 0, inside, np.isin(rows["epoch"], phases))
+        return mask
 
 
 def selector_of(path: Path, selection: Selection) -> Selector:

@@ -8,8 +8,8 @@ Feed any SDK exporter from a journal in three lines::
 
 or any span processor, with ``processor.on_end(span)`` for each span. Ids are those of
 ``firetrace.tracer.ids``; what is a trace, ``firetrace.tracer.traces`` says. A span whose parent is
-in another trace is a root there, with a link to it. Links to other journals of the run are those of
-``firetrace.exporters.peers``. Of a data journal a trace is a batch.
+in another trace is a root there, with a link to it. Links to other journals of the run, and what
+these tell of it, are those of ``firetrace.exporters.peers``. Of a data journal a trace is a batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,11 @@ from opentelemetry.trace import Link, SpanContext, SpanKind
 from opentelemetry.trace.status import Status, StatusCode
 
 from firetrace.exporters.batches import attribute_bytes, batches
+from firetrace.exporters.devices import DeviceTimes
 from firetrace.exporters.notes import failure_of, plan_of, scalars_of
-from firetrace.exporters.peers import SAMPLED, Peers, Told, peers_of, place_of
-from firetrace.tracer.errors import FiretraceError
+from firetrace.exporters.peers import peers_of, place_of
+from firetrace.exporters.shapes import CHILD, ROOT, Plain, Shapes
+from firetrace.exporters.told import SAMPLED, Peers, Told
 from firetrace.tracer.ids import span_id, span_ids
 from firetrace.tracer.journal import Flag, Header
 from firetrace.tracer.meta import Meta
@@ -71,23 +73,6 @@ def resource(meta: Meta) -> Resource:
     return Resource(attributes)
 
 
-#: Shapes of spans that have ended well and of which nothing more is noted: one in its parent's
-#: trace, and one that begins a trace and is linked to its parent; then both again, linked to a peer
-#: as well. Others are 0.
-CHILD, ROOT, PEER_CHILD, PEER_ROOT = 1, 2, 3, 4
-#: By shape: whether such a span has a parent, and how many links.
-FORMS = {CHILD: (True, 0), ROOT: (False, 1), PEER_CHILD: (True, 1), PEER_ROOT: (False, 2)}
-
-
-class Plain(NamedTuple):
-    """A block's spans for who encodes many at once: one entry a span."""
-
-    shape: npt.NDArray[np.int64]  #: one of ``FORMS``, or 0
-    traces: list[int]  #: trace ids
-    parent_traces: list[int]  #: those of the parents
-    peers: dict[int, tuple[int, int]]  #: by position: trace and span id of its peer
-
-
 class SpanMaker:
     """Makes the spans of one journal.
 
@@ -114,8 +99,9 @@ class SpanMaker:
         self._ids = TraceIds(header.seed, split or meta.split, meta.traceparent)
         self._lineage = Lineage(place_of(row or (lambda number: None), meta))
         self._peers, self.numbered = peers, numbered
-        self._peer_kind = ""  # of the peers in shapes
-        self._resource, self._scope = resource(meta), scope()
+        self._shapes = Shapes()
+        self._scope, self._said = scope(), meta.resource
+        self.resource = resource(meta)  #: of the spans; another one once more is known
         self._run_id = str(meta.resource.get("ignite.run.id", ""))
         self._templates: dict[tuple[int, int], tuple[str, str, dict[str, Any], int]] = {}
         self._contexts: dict[int, SpanContext] = {}
@@ -128,15 +114,11 @@ class SpanMaker:
         """Where the rows of a block stand."""
         if self._block is not table:
             self._places, self._scalars = self._lineage.places(table), scalars_of(table)
-            self._told = self._told_of(table)
+            self._told = self._peers.told(table) if self._peers is not None else {}
+            if self._said is not self._meta.resource:
+                self._said, self.resource = self._meta.resource, resource(self._meta)
             self._block = table
         return self._places
-
-    def _told_of(self, table: Table) -> dict[int, Told]:
-        try:
-            return self._peers.told(table) if self._peers is not None else {}
-        except (FiretraceError, OSError):  # the other journal is not there: no link
-            return {}
 
     def spans(
         self, table: Table, positions: npt.NDArray[np.int64] | None = None
@@ -188,7 +170,7 @@ class SpanMaker:
                 events: tuple[Event, ...] = ()
                 status = UNSET
                 if number in told:
-                    links.append(told[number].link)
+                    links += told[number].links
                     attributes.update(told[number].attributes or ())
                     size += 200
                 if flags & TOLD or not end or number in scalars or number in noted:
@@ -201,7 +183,7 @@ class SpanMaker:
                     name=text,
                     context=context,
                     parent=above,
-                    resource=self._resource,
+                    resource=self.resource,
                     attributes=attributes,
                     events=events,
                     links=links,
@@ -236,23 +218,9 @@ class SpanMaker:
             & ~np.isin(numbers, np.concatenate(noted))
         )  # fmt: skip
         shape = np.where(fine, np.where(trace == parent_trace, CHILD, ROOT), 0)
-        peers = self._with_peers(shape, numbers)
-        return Plain(shape, self._trace_ids(trace, at), self._trace_ids(parent_trace, at), peers)
-
-    def _with_peers(
-        self, shape: npt.NDArray[np.int64], numbers: npt.NDArray[np.uint32]
-    ) -> dict[int, tuple[int, int]]:
-        """Set the shapes of the spans that have a peer. Returns the peers by position."""
-        found = {}
-        if self._told and not self._peer_kind:
-            self._peer_kind = next(iter(self._told.values())).kind
-        positions = np.searchsorted(numbers, np.array([*self._told], np.uint32)).tolist()
-        for at, told in zip(positions, self._told.values(), strict=True):
-            alike = shape[at] and told.kind == self._peer_kind and not told.attributes
-            shape[at] = PEER_CHILD - CHILD + shape[at] if alike else 0
-            if alike:
-                found[at] = told.trace_id, told.span_id
-        return found
+        peers, told = self._shapes.add(shape, numbers, self._told)
+        traces, around = self._trace_ids(trace, at), self._trace_ids(parent_trace, at)
+        return Plain(shape, traces, around, peers, told)
 
     def _trace_ids(self, traces: npt.NDArray[np.int64], at: Places) -> list[int]:
         codes, index = np.unique(traces, return_index=True)
@@ -355,12 +323,15 @@ def close_open(span: ReadableSpan, end_ns: int) -> ReadableSpan:
     )
 
 
-def maker(reader: JournalReader, split: str | None = None) -> SpanMaker:
+def maker(
+    reader: JournalReader, split: str | None = None, devices: DeviceTimes | None = None
+) -> SpanMaker:
     """A maker of the spans that a reader of a journal hands out.
 
-    It looks for other journals in the same folder, to link to them.
+    It looks for other journals in the same folder, to link to them and for device time; who has
+    ``devices`` already may lend them.
     """
-    peers = peers_of(reader, split)
+    peers = peers_of(reader, split, devices)
     if is_data(reader.path):
         return SpanMaker(reader.header, reader.meta, reader.row, "run", peers, NUMBERED_DATA)
     return SpanMaker(reader.header, reader.meta, reader.row, split, peers)

@@ -23,7 +23,7 @@ from torture.sites import Site, Visit, act_at, visits
 
 WAY = "lookups"
 AGAIN = 0.1  #: of the sites that a program comes to more than once, tried at a later time as well
-SHORT = 14  #: of each program's, in the short form
+SHORT = 9  #: of each program's, in the short form
 #: Where the training's own code runs, or what ignite's own method would do as well: function, and
 #: what stands in the line. What is raised there is the training's, and has to reach it.
 ITS_OWN = (

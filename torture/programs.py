@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from firetrace.tracer.everywhere import trace_every_engine
 from tests.support.programs import failing, interrupt, on, terminate, training
+from tests.support.simulated import SimulatedGpu
 from tests.support.trainings import Training
 from tests.support.unchanged import Program, Stage
 
@@ -219,6 +220,9 @@ PROGRAMS: dict[str, tuple[Program, dict[str, Any]]] = {
     "events, while it gives up": (events, {"min_free_bytes": 2**60}),
     "events, thinned": (events, {"every": 2}),
     "torch's hooks": (hooks, {}),
+    "a device": (events, {"device": SimulatedGpu()}),
+    "a device, torch's hooks": (hooks, {"device": SimulatedGpu()}),
+    "a device, MONAI": (monai, {"device": SimulatedGpu()}),
     "endings": (endings, {}),
     "data that fail": (raising_data, {}),
     "MONAI": (monai, {}),

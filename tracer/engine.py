@@ -219,6 +219,8 @@ class EngineTracer:
         if getattr(engine, "_internal_run_generator", self._paused) is None:
             self._paused = None  # it was given up: this run is a new one
         recorder.begin_run(self._paused, engine)
+        if recorder.marks is not None:
+            recorder.marks.begin_run(recorder)
         if self.recording.data is not None and self._data is None:
             self._data = self.recording.data
             self._data.begin()

@@ -307,9 +307,12 @@ class FireEvent(Seam):
         try:
             now = recorder.now()
             move = recorder.node.by_id.get(id(event_name)) or recorder.find(event_name)
+            node, top, since = recorder.node, recorder.stack[-1], recorder.boundary
             recorder.before(move, now, engine)
             height = recorder.begin_event(move, now)
             recorder.node = recorder.rules.handler_root
+            if recorder.marks is not None:
+                recorder.marks.begun(recorder, move, node, top, since)
         except Exception as error:
             height = tracer.give_up(error)
         try:
@@ -320,6 +323,8 @@ class FireEvent(Seam):
             raise
         if height:
             tracer.guarded(recorder.end_event, move, height)
+            if recorder.marks is not None:
+                tracer.guarded(recorder.marks.ended, recorder, move)
 
 
 # As ignite's own methods look to ``inspect.signature``: here annotations are texts.

@@ -120,7 +120,8 @@ class TorchHooks:
             except Exception as error:
                 self.tracer.give_up(error)
         elif hook.action == REACHED:
-            self._reached = self.tracer.now()  # by a thread of autograd's own, as for CUDA
+            # By a thread of autograd's own, as for CUDA; of several outputs the first one counts.
+            self._reached = self._reached or self.tracer.now()
             if recorder is not None and recorder.marks is not None:
                 recorder.marks.reached()
 

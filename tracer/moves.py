@@ -163,6 +163,8 @@ class Move:
     quick_ends: bool = False  #: one span ends before the event
     quick_opens: int = -1  #: the one that opens before it; -1: none
     quick_then: int = -1  #: the one that opens after it; -1: none
+    #: Of a boundary that hooks tell of, what the one who marks the device needs.
+    marked: tuple[bool, bool, int] | None = None
     #: What the recorder does: at an event without handlers; before and after those of one with.
     action: Any = None
     begin: Any = None

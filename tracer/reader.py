@@ -10,6 +10,7 @@ import errno
 import os
 import time
 import weakref
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from firetrace.tracer.journal import (
 from firetrace.tracer.meta import Meta
 
 Numbers = npt.NDArray[np.uint32]
+Hold = Callable[[Rows, Numbers], npt.NDArray[np.bool_]]
 #: Windows that were handed out and not yet written to: a thread has one.
 LONGEST_HOLE = 1024
 #: Open rows that are so close together are looked at in one read.
@@ -143,7 +145,9 @@ class JournalReader:
         self.behind = window < there
         self._windows = max(self._windows, window if self.behind else there)
 
-    def take(self, before_ns: int | None = None, everything: bool = False) -> tuple[Rows, Numbers]:
+    def take(
+        self, before_ns: int | None = None, everything: bool = False, hold: Hold | None = None
+    ) -> tuple[Rows, Numbers]:
         """Hand out the rows that will not change any more and forget them; the others stay.
 
         A scalar stays with its span, and what is in a phase whose name is a guess stays with that:
@@ -152,6 +156,7 @@ class JournalReader:
         Args:
             before_ns: only what ended before this, Unix ns.
             everything: the open ones too, which are not looked at again.
+            hold: says which rows are to stay although they have ended.
         """
         rows, numbers = self.rows, self.numbers
         stay = np.zeros(len(rows), bool)
@@ -159,6 +164,8 @@ class JournalReader:
             stay[self._open] = True
             if before_ns is not None:
                 stay |= (rows["end"] >= before_ns) & (rows["flags"] & Flag.SCALAR == 0)
+            if hold is not None:
+                stay |= hold(rows, numbers)
             guesses = numbers[(rows["end"] == 0) & (rows["flags"] & Flag.GUESS != 0)]
             if len(guesses):
                 stay |= np.isin(rows["parent"], guesses)
@@ -197,16 +204,16 @@ class JournalReader:
             return False
         at = at[np.argsort(self._numbers[at])]
         # Twice: the flags of a row were written before the end that the first look saw.
-        rows, there = self._rows_now(self._numbers[at])
+        rows, there = self.rows_at(self._numbers[at])
         ended = there & (rows["end"] != 0)
-        rows[ended], still_there = self._rows_now(self._numbers[at[ended]])
+        rows[ended], still_there = self.rows_at(self._numbers[at[ended]])
         there[ended] &= still_there
         new = there & (rows != self._rows[at])
         self._rows[at[new]] = rows[new]
         self._open = at[there & (rows["end"] == 0)]
         return bool(new.any())
 
-    def _rows_now(self, numbers: Numbers) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    def rows_at(self, numbers: Numbers) -> tuple[Rows, npt.NDArray[np.bool_]]:
         """Rows, whose numbers rise, as they stand in the file, and which of them it still has."""
         rows, there = np.zeros(len(numbers), ROW_DTYPE), np.zeros(len(numbers), bool)
         places, first = numbers.astype(np.int64), 0

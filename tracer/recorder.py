@@ -58,6 +58,8 @@ class Recorder(Events):
         if not self.muted and self.ident and self.rules.may_be_in_phase(self.node):
             parent, label = self.stack[-1], self.unknown | GUESS << 24
             self.stack.append(self.pen.write(parent, label, self.place, 0, self.boundary))
+            if self.marks is not None:
+                self.marks.assumed(self.boundary, self.stack[-1])
             self.node = self.node.twin(self.unknown)
 
     def step_aside(self) -> tuple[Node, bool] | None:

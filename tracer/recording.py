@@ -134,12 +134,13 @@ class Recording:
         # ``firetrace run`` has said it already, and what the program logs shall stay the same.
         told = self.directory == run.chosen()[0]
         log.log(logging.DEBUG if told else logging.INFO, "recording to %s", self.directory)
-        more = settings.min_free_bytes, settings.every, settings.mapped
-        self.devices = Devices(settings.device, self.writer, resource, (settings.max_bytes, *more))
+        free, mapped = settings.min_free_bytes, settings.mapped
+        self.devices = Devices(
+            settings.device, self.writer, resource, (settings.max_bytes, free, mapped)
+        )
         if data_wanted(settings.data):
             most = max(2**16, settings.max_bytes // DATA_PART)
-            free, every, mapped = more
-            self.data = DataTracer(Place(stem, resource, most, free, mapped, every))
+            self.data = DataTracer(Place(stem, resource, most, free, mapped, settings.every))
         if meeting is not None:
             self._keep_time(meeting, here)
         if relay.wanted(settings.otlp):
@@ -302,6 +303,8 @@ class Recording:
         self.ended = True
         for recorder in self._recorders:
             recorder.end()
+        if self.devices is not None:
+            self.devices.stop()
 
 
 _recordings: weakref.WeakSet[Recording] = weakref.WeakSet()

@@ -182,6 +182,7 @@ class Call(Seam):
         super().__init__(engine, tracer, function)
         self.name = name
         self.phase = phase
+        self.prepares = name.endswith("prepare_batch")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
@@ -190,8 +191,8 @@ class Call(Seam):
             return self.below(*args, **kwargs)
         tracer.guarded(pass_phase, recorder, (CALLED, self.phase), _when_called)
         result = self.below(*args, **kwargs)
-        if recorder.marks is not None and args and self.name.endswith("prepare_batch"):
-            recorder.marks.prepared(recorder, args[0], result)
+        if recorder.marks is not None and self.prepares:
+            tracer.guarded(recorder.marks.prepared, recorder, args, result)
         tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
         return result
 

@@ -23,6 +23,7 @@ MAPPABLE = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
 UNSAFE_OPTION = "data=journal"  # of ext4: the same
 
 _END = struct.Struct("<q")
+_BOTH = struct.Struct("<qq")  # end and start
 _COUNT = struct.Struct("<I")
 _NAME = struct.Struct("<H")
 _FLAGS = struct.Struct("<B")
@@ -140,8 +141,10 @@ class Pen:
 
     def give_up(self, row: int, flags: int) -> None:
         """Close a row of which no more will be known than when it began."""
-        start = os.pread(self.fd, 8, row * ROW_BYTES + _START_AT)
-        self.close(row, _END.unpack(start)[0] if len(start) == 8 else 0, flags)
+        found = os.pread(self.fd, _BOTH.size, row * ROW_BYTES + _END_AT)
+        end, start = _BOTH.unpack(found) if len(found) == _BOTH.size else (0, 0)
+        if not end:
+            self.close(row, start, flags)
 
     def reach(self, row: int, iteration: int) -> None:
         """Write into an open row how far its engine has come."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from firetrace.tracer.journal import ROW_BYTES, WEAKLY_ORDERED, Flag, Rows
 from firetrace.tracer.pages import nearest_span
-from firetrace.tracer.reader import JournalReader, Numbers, Position
+from firetrace.tracer.reader import Hold, JournalReader, Numbers, Position
 from firetrace.tracer.table import Table, block, places
 
 #: Windows a block: 131,072 rows, 4 MiB.
@@ -45,6 +45,7 @@ class Stream:
         self._sent = np.empty(0, np.uint32)
         self._resumed = position is not None
         self._latest = 0  # Unix ns
+        self.hold: Hold | None = None  #: says which spans that have ended are to come later
 
     def ended(self) -> Iterator[Table]:
         """The spans that have ended since the last call.
@@ -60,7 +61,8 @@ class Stream:
                     time.sleep(SETTLED_NS / 1e9)
                 reader.poll(BLOCK_WINDOWS)  # what was being closed while it was read
             self._before = self._after
-            rows, numbers = reader.take(self._horizon() if reader.behind else None)
+            before_ns = self._horizon() if reader.behind else None
+            rows, numbers = reader.take(before_ns, hold=self.hold)
             self._after = reader.position
             found = self._block(rows, numbers)
             if len(found) or len(found.scalars):

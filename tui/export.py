@@ -34,7 +34,8 @@ examples:
 
 Of a run's directory all journals are taken: every attempt of every rank, each with its DataLoader
 workers. A .rows file means that rank's journal with its workers. In Perfetto a rank is a process,
-its workers are threads of it, and an arrow leads from a batch to the step that used it. An OTLP
+its devices and workers are threads of it, with arrows from a phase to what the device did of it and
+from a batch to the step that used it. An OTLP
 backend gets each journal with its own resource, and links from each step to that of rank 0 and from
 each batch to its step.
 

@@ -61,8 +61,9 @@ def _width(highest: int) -> int:
     return max(1, -(-len(str(highest)) // 4))
 
 
-#: Arguments that the rows' epoch and iteration are; in data journals they are others.
+#: Arguments that the rows' epoch and iteration are; in data and device journals they are others.
 NUMBERED, NUMBERED_DATA = ("epoch", "iteration"), ("pass", "batch")
+NUMBERED_DEVICE = ("host_row", "iteration")
 #: Arguments of a span that are not the user's.
 OURS = {
     "epoch", "iteration", "row", "skipped", "error", "cut",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from firetrace.exporters.chrome.columns import encoded
+from firetrace.exporters.chrome.columns import NUMBERED, NUMBERED_DATA, encoded
 from firetrace.exporters.chrome.compress import Gzip
 from firetrace.exporters.chrome.journal import JournalEvents, base_of
 from firetrace.exporters.chrome.tracks import Process
@@ -83,7 +83,8 @@ def pieces(
     for block in blocks:
         if events is None:
             process = Process.alone(block)
-            events = JournalEvents(process, is_data(block.path))
+            numbered = NUMBERED_DATA if is_data(block.path) else NUMBERED
+            events = JournalEvents(process, numbered)
             yield b"[" + encoded(process.head())[1:]
         last = block
         base = base_of(block) if base is None else base

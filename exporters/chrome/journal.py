@@ -10,7 +10,6 @@ import numpy as np
 from firetrace.exporters.chrome.columns import (
     CHUNK,
     NUMBERED,
-    NUMBERED_DATA,
     Columns,
     encoded,
 )
@@ -26,16 +25,15 @@ class JournalEvents:
 
     Args:
         process: where it is shown.
-        data: whether it is a data journal.
+        numbered: arguments that the rows' epoch and iteration are.
     """
 
-    def __init__(self, process: Process, data: bool) -> None:
+    def __init__(self, process: Process, numbered: tuple[str, str] = NUMBERED) -> None:
         kinds = Kinds()
         self.tracks = Tracks(process, kinds)
         self.count = 0  #: spans so far
         self._process = process
         self._counters = Counters(process.pid, kinds)
-        numbered = NUMBERED_DATA if data else NUMBERED
         self._columns = Columns(process.pid, self.tracks.tids, numbered)
 
     def of(self, block: Table, base: int) -> Iterator[bytes]:

@@ -1,5 +1,7 @@
 """One Chrome trace of many journals: every rank is a process, its workers are threads of it.
 
+So are the lanes of its device journal, between the engines and the workers.
+
 An older attempt of a rank is a process of its own. All times are those of the lowest rank's newest
 journal; how far a process's may be off is said in its name. Journals come one after the other, so
 what is in memory is one of them, and of one that has data journals 16 bytes a step.
@@ -14,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from firetrace.exporters.chrome.arrows import Arrows, Rank
-from firetrace.exporters.chrome.columns import encoded
+from firetrace.exporters.chrome.columns import NUMBERED_DATA, encoded
+from firetrace.exporters.chrome.devices import DeviceEvents
 from firetrace.exporters.chrome.export import pieces, write_all
 from firetrace.exporters.chrome.journal import JournalEvents, base_of
 from firetrace.exporters.chrome.tracks import TIDS_A_PROCESS, Process, run_of
 from firetrace.exporters.clocks import Clock, clock_of
-from firetrace.exporters.journals import Member
-from firetrace.exporters.selection import Selection, Selector, of_batches, selector_of
+from firetrace.exporters.journals import Member, paths
+from firetrace.exporters.selection import Kept, Selection, Selector, of_batches, selector_of
 from firetrace.exporters.steps import Steps, Used
+from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import MAX_LANES
 from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.stream import blocks
@@ -64,7 +68,7 @@ def export_run(
 def _pieces(
     members: Sequence[Member], selection: Selection, told: Callable[[int], Any]
 ) -> Iterator[bytes]:
-    if len(members) == 1 and not members[0].data:
+    if len(members) == 1 and not members[0].data and members[0].device is None:
         only = members[0].path
         with selector_of(only, selection) as selector:
             yield from pieces(selector.select(blocks(only)), told)
@@ -87,7 +91,7 @@ class _Trace:
         self._attempts = Counter(member.rank for member in members)
         self._clocks, self._base = _clocks(members)
         self._pids = _pids(members)
-        most = max(1 + len(member.data) for member in members) * MAX_LANES
+        most = max(2 + len(member.data) for member in members) * MAX_LANES
         self._tids = TIDS_A_PROCESS
         while self._tids <= max(most, *self._pids.values()):
             self._tids *= 10
@@ -100,27 +104,37 @@ class _Trace:
                 reader.meta.poll()
                 steps = Steps(reader.row)
                 process = self._process(order, member, reader)
-                events = JournalEvents(process, data=False)
+                events = JournalEvents(process)
+                kept = Kept() if self._selection and member.device is not None else None
                 yield encoded(process.head())
                 with Selector(member.path, self._selection) as selector:
                     for block in selector.select(blocks(member.path)):
                         if member.data:
                             steps.add(block)
+                        if kept is not None:
+                            kept.add(block)
                         yield from self._block(events, block)
                     yield from events.rest(block, self._base)
                 self._done += events.count
                 reader.meta.poll()
                 rank = Rank(reader, steps, events.tracks.tids, process.clock)
                 threads = events.tracks.threads
+                if member.device in self._clocks:
+                    shown = self._below(process, threads, member.device)
+                    device = DeviceEvents(member.device, shown, rank, kept)
+                    yield from self._device(device)
+                    threads = device.threads
                 for path in member.data:
-                    shown = replace(
-                        process, name="", threads=threads, flow=self._flow(),
-                        clock=self._clocks[path],
-                    )  # fmt: skip
-                    made = JournalEvents(shown, data=True)
+                    shown = self._below(process, threads, path)
+                    made = JournalEvents(shown, NUMBERED_DATA)
                     yield from self._data(path, shown, made, rank)
                     self._done += made.count
                     threads = made.tracks.threads
+
+    def _below(self, process: Process, threads: int, path: Path) -> Process:
+        """Where another journal of a rank's process is shown."""
+        clock = self._clocks[path]
+        return replace(process, name="", threads=threads, flow=self._flow(), clock=clock)
 
     def _process(self, order: int, member: Member, reader: JournalReader) -> Process:
         attempt = f" attempt {member.attempt}" if self._attempts[member.rank] > 1 else ""
@@ -133,6 +147,15 @@ class _Trace:
         """What is added to the row numbers of a journal, so that no two arrows have one id."""
         self._journals += 1
         return (self._journals - 1) * FLOWS
+
+    def _device(self, events: DeviceEvents) -> Iterator[bytes]:
+        try:
+            for text in events.texts(self._base):
+                yield text
+                self._told(self._done + events.count)
+        except JournalError:  # it was there when it was chosen
+            pass
+        self._done += events.count
 
     def _data(
         self, path: Path, shown: Process, events: JournalEvents, rank: Rank
@@ -172,21 +195,24 @@ def _clocks(members: Sequence[Member]) -> tuple[dict[Path, Clock], int]:
     others = [(reader.header, reader.meta) for reader in attempts]
     clocks: dict[Path, Clock] = {}
     begins: list[int] = []
-    for path, of_rank in (
-        (path, each.path) for each in members for path in (each.path, *each.data)
-    ):
-        with JournalReader(path) as reader:
-            reader.poll(1)
-            if path == of_rank:
-                header, clock = (
-                    reader.header,
-                    clock_of(reader.header, reader.meta, reference, others),
-                )
-            else:  # of the same host
-                to_rank = clock_of(reader.header, reader.meta, header)
-                clock = Clock((*to_rank.ways, *clocks[of_rank].ways))
-            clocks[path] = clock
-            base = base_of(table(reader))
-            if base is not None:
-                begins.append(clock.time(base))
+    for member in members:
+        for path in paths([member], devices=True):
+            try:
+                reader = JournalReader(path)
+            except JournalError:
+                if path != member.device:
+                    raise
+                continue  # it was there when it was chosen
+            with reader:
+                reader.poll(1)
+                if path == member.path:
+                    header = reader.header
+                    clock = clock_of(header, reader.meta, reference, others)
+                else:  # of the same host
+                    to_rank = clock_of(reader.header, reader.meta, header)
+                    clock = Clock((*to_rank.ways, *clocks[member.path].ways))
+                clocks[path] = clock
+                base = base_of(table(reader)) if path != member.device else None
+                if base is not None:
+                    begins.append(clock.time(base))
     return clocks, max(min(begins, default=0), 0)

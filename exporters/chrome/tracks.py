@@ -23,7 +23,7 @@ from firetrace.tracer.errors import JournalError
 from firetrace.tracer.journal import MAX_LANES, MAX_NAMES, Flag, Lane, Name
 from firetrace.tracer.meta import Meta
 from firetrace.tracer.reader import JournalReader
-from firetrace.tracer.run import is_data, rank_of
+from firetrace.tracer.run import is_data, is_device, rank_of
 from firetrace.tracer.table import Table
 
 FAILED = int(Flag.ERROR | Flag.CUT)
@@ -157,15 +157,17 @@ class Tracks:
     def tail(self, table: Table, base: int) -> str:
         """What is known at the end: what became of the recording."""
         lines, meta = [], table.meta
-        what = "batch" if is_data(table.path) else "step"
+        what, of_what = "batch" if is_data(table.path) else "step", "firetrace stopped recording"
+        if is_device(table.path):
+            what, of_what = "step with device time", "no device time is recorded any more"
         for each in meta.thinned:
             time, every = self._process.clock.time(each["time"]), each["every"]
             if base <= time <= self._last_ns:
                 name = f"from here on one {what} in {every} is recorded"
-                lines.append(self._mark(time - base, 0, name, scope="p"))
+                lines.append(self.mark(time - base, 0, name, scope="p"))
         if meta.stopped is not None and self._last_ns:
-            name = f"firetrace stopped recording: {meta.stopped}"
-            lines.append(self._mark(self._last_ns - base, 0, name, scope="p"))
+            name = f"{of_what}: {meta.stopped}"
+            lines.append(self.mark(self._last_ns - base, 0, name, scope="p"))
         return "".join(lines)
 
     def beside(self, table: Table, base: int) -> str:
@@ -213,7 +215,7 @@ class Tracks:
         early = source[1] < start and start > 0
         name = {"cat": "run", "name": "starts", "id": number + self._process.flow}
         at, tid = start - early, self._named[source[0]]
-        yield self._mark(at, tid, f"starts {table.lane_of(lane).engine}", {"run": number})
+        yield self.mark(at, tid, f"starts {table.lane_of(lane).engine}", {"run": number})
         yield line("s", self._pid, at, tid=tid, **name)
         bind = {} if early else {"bp": "e"}
         yield line("f", self._pid, at, tid=self._named[lane], **bind, **name)
@@ -244,7 +246,7 @@ class Tracks:
                 continue
             self._marked[lane, reason] = of
             if when >= base:
-                lines.append(self._mark(when - base, self._named[lane], reason))
+                lines.append(self.mark(when - base, self._named[lane], reason))
         return "".join(lines)
 
     def _exception(
@@ -256,11 +258,12 @@ class Tracks:
         when = when if base <= when < 2**63 else otherwise
         kind, message = (str(exception.get(f"exception.{key}", "")) for key in ("type", "message"))
         more = {"row": number, "exception.type": kind, "exception.message": message}
-        return self._mark(when - base, self._named[lane], kind or "exception", more)
+        return self.mark(when - base, self._named[lane], kind or "exception", more)
 
-    def _mark(
+    def mark(
         self, at_ns: int, tid: int, name: str, more: dict[str, Any] | None = None, scope: str = "t"
     ) -> str:  # fmt: skip
+        """A mark at a time of the trace, ns, on the track of a thread; of none with scope ``p``."""
         args = {} if more is None else {"args": shown(more)}
         return line("i", self._pid, at_ns, tid=tid, s=scope, cat=MARK, name=safe(name), **args)
 

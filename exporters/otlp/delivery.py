@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from firetrace.exporters.devices import DeviceTimes
 from firetrace.exporters.otlp.protobuf import Encoder
 from firetrace.exporters.otlp.sender import Sender, Sent
 from firetrace.exporters.selection import Selection, selector_of
@@ -21,6 +22,7 @@ from firetrace.tracer.errors import FiretraceError
 from firetrace.tracer.files import open_own
 from firetrace.tracer.lock import lock_path, take_lock
 from firetrace.tracer.reader import JournalReader, Position
+from firetrace.tracer.run import is_rank
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
 
@@ -121,6 +123,8 @@ class Delivery:
         progress: Callable[[int], Any] = lambda done: None,
     ) -> None:
         self._stream = Stream(path, cursor.position if cursor is not None else None)
+        self._devices = DeviceTimes(self._stream.reader) if is_rank(path) else None
+        self._stream.hold = self._devices.waiting if self._devices is not None else None
         self._selector = selector_of(path, selection or Selection())
         self._sender, self._cursor, self._split = sender, cursor, split
         self._progress, self._done = progress, 0
@@ -136,7 +140,10 @@ class Delivery:
         return known
 
     def once(self) -> bool:
-        """Send what has ended since the last call. Returns False if the sender gave up."""
+        """Send what has ended since the last call. Returns False if the sender gave up.
+
+        Of a training that goes on a phase waits a little for the device (``exporters.devices``).
+        """
         return all(self._send(block) for block in self._stream.ended())
 
     def rest(self) -> bool:
@@ -164,7 +171,7 @@ class Delivery:
 
     def _send(self, block: Table, end_ns: int | None = None) -> bool:
         if self._encoder is None:
-            self._encoder = Encoder(maker(self._stream.reader, self._split))
+            self._encoder = Encoder(maker(self._stream.reader, self._split, self._devices))
         for selected in self._selector.select([block]):
             at = 0
             for batch in self._encoder.batches(selected, end_ns):

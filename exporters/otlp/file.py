@@ -20,7 +20,8 @@ import numpy.typing as npt
 from firetrace.exporters.files import whole_file
 from firetrace.exporters.otlp.encoding import otlp_json
 from firetrace.exporters.selection import Selection, selector_of
-from firetrace.exporters.spans import FORMS, PEER_CHILD, SpanMaker, close_open, maker
+from firetrace.exporters.shapes import FORMS, LINKED, TIMED, without_told
+from firetrace.exporters.spans import SpanMaker, close_open, maker
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.stream import Stream
 from firetrace.tracer.table import Table
@@ -107,8 +108,11 @@ class _Lines:
             if shape:
                 _, name, lane, _, epoch, iteration, end, start = row
                 template = self._templates[name, lane, shape]
-                peer = plain.peers[index] if shape >= PEER_CHILD else ()
-                if FORMS[shape][0]:
+                peer = plain.peers[index] if shape in LINKED else ()
+                if shape == TIMED:
+                    told = _attributes(plain.told[index])
+                    text = template % (trace, id, above, start, end, epoch, iteration, told)
+                elif FORMS[shape][0]:
                     text = template % (trace, id, above, start, end, epoch, iteration, *peer)
                 else:
                     own = trace, id, start, end, epoch, iteration
@@ -153,17 +157,32 @@ class _Lines:
                 (span,) = self._maker.spans(table, np.array([first]))
                 (encoded,) = _spans_of(otlp_json([span]))
                 fits = FORMS[key[2]] == ("parentSpanId" in encoded, len(encoded.get("links", ())))
-                self._templates[key] = _template(encoded, self._maker.numbered) if fits else ""
+                is_timed = key[2] == TIMED
+                self._templates[key] = (
+                    _template(encoded, self._maker.numbered, is_timed) if fits else ""
+                )
             if key[2] and not self._templates[key]:
                 shape = np.where(kinds == kind, 0, shape)
         return shape
 
 
-def _template(span: dict[str, Any], numbered: tuple[str, str]) -> str:
+def _attributes(told: dict[str, Any]) -> str:
+    """What is told of a span, as attributes after others."""
+    return "".join([f',{{"key":"{key}","value":{{{_value(each)}}}}}' for key, each in told.items()])
+
+
+def _value(value: Any) -> str:
+    """A text, a number or a bool."""
+    if isinstance(value, str):
+        return f'"stringValue":{_json(value)}'
+    return f'"boolValue":{_json(value)}' if isinstance(value, bool) else f'"intValue":"{value}"'
+
+
+def _template(span: dict[str, Any], numbered: tuple[str, str], is_timed: bool = False) -> str:
     """A ``%`` template of the spans that are like this one.
 
-    Its holes, in their order: trace, id, parent (of a child), start, end, epoch, iteration, and
-    each link's trace and id.
+    Its holes, in their order: trace, id, parent (of a child), start, end, epoch, iteration, of a
+    ``TIMED`` span more attributes, and each link's trace and id.
     """
     holes = {"traceId": "%032x", "spanId": "%016x", "parentSpanId": "%016x"}
     holes |= {"startTimeUnixNano": "%d", "endTimeUnixNano": "%d"}
@@ -173,13 +192,16 @@ def _template(span: dict[str, Any], numbered: tuple[str, str]) -> str:
         holes[attribute] = "%d"
         (found,) = [each for each in rest["attributes"] if each["key"] == attribute]
         found["value"] = {"intValue": MARK % attribute}
+    if is_timed:
+        keys = [each["key"] for each in rest["attributes"]]
+        rest["attributes"] = [*without_told(rest["attributes"], keys), MARK % "told"]
     for link in rest.get("links", ()):  # these keys come first, as they are
         link |= {"traceId": MARK % "of", "spanId": MARK % "to"}
     links = rest.pop("links", None)
     text = _json({**ordered, **rest, **({"links": links} if links else {})}).replace("%", "%%")
     for key, hole in {**holes, "of": "%032x", "to": "%016x"}.items():
         text = text.replace(_json(MARK % key), f'"{hole}"')
-    return text
+    return text.replace("," + _json(MARK % "told"), "%s")
 
 
 def _spans_of(data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,16 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
 from firetrace.exporters.batches import BATCH_BYTES, BATCH_SPANS
-from firetrace.exporters.spans import CHILD, FORMS, PEER_CHILD, PEER_ROOT, SpanMaker, close_open
+from firetrace.exporters.shapes import (
+    CHILD,
+    FORMS,
+    LINKED,
+    PEER_CHILD,
+    PEER_ROOT,
+    TIMED,
+    without_told,
+)
+from firetrace.exporters.spans import SpanMaker, close_open
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.table import Table
 
@@ -82,8 +91,40 @@ class Batch(Sequence[ReadableSpan]):
         return iter(self.readable())
 
 
-#: Of a span: what comes before its head, then what surrounds epoch, iteration and links' ids.
-Template = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+class Attributes:
+    """Encodes attributes of a span that are text, numbers or bool, each as a field of the span."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, bytes] = {}
+        self._texts: dict[tuple[str, str], bytes] = {}
+
+    def encoded(self, attributes: dict[str, Any]) -> bytes:
+        """The fields, one after the other."""
+        return b"".join([self._field(key, value) for key, value in attributes.items()])
+
+    def _field(self, key: str, value: Any) -> bytes:
+        if isinstance(value, str):
+            found = self._texts.get((key, value))
+            if found is None:
+                content = self._key(key) + field(2, field(1, value.encode("utf-8", "replace")))
+                found = self._texts[key, value] = field(9, content)
+            return found
+        # An int is one of 64 bits, and so is what is less than 0, to which 2**64 is added.
+        kind = b"\x10" if isinstance(value, bool) else b"\x18"
+        number = kind + varint(int(value) & 2**64 - 1)
+        head = self._key(key)
+        return b"\x4a%c%b\x12%c%b" % (len(head) + 2 + len(number), head, len(number), number)
+
+    def _key(self, key: str) -> bytes:
+        found = self._keys.get(key)
+        if found is None:
+            found = self._keys[key] = field(1, key.encode())
+        return found
+
+
+#: Of a span: what comes before its head, then what surrounds epoch, iteration and links' ids; last
+#: how long it is without its own tag and length.
+Template = tuple[bytes, bytes, bytes, bytes, bytes, bytes, int]
 
 
 class Encoder:
@@ -96,6 +137,8 @@ class Encoder:
     def __init__(self, makes: SpanMaker) -> None:
         self._maker = makes
         self._around: tuple[bytes, bytes] | None = None
+        self._resource: Any = None  # of which that is
+        self._attributes = Attributes()
         self._examples: dict[tuple[int, int, int], Any] = {}
         self._misfits: set[tuple[int, int, int]] = set()
         self._templates: dict[tuple[int, int, int, int, int], Template] = {}
@@ -167,7 +210,7 @@ class Encoder:
                 template = self._templates[key] = _template(
                     self._examples[key[:3]], self._maker.numbered, *key[2:]
                 )
-            before, a, b, c, d, e = template
+            before, a, b, c, d, e, length = template
             at, to = 8 * index, 8 * index + 8
             if shape == CHILD:
                 yield b"".join((
@@ -176,8 +219,17 @@ class Encoder:
                     a, epoch_bytes, b, iteration_bytes, c,
                 ))  # fmt: skip
                 continue
+            if shape == TIMED:
+                more = self._attributes.encoded(plain.told[index])
+                yield b"".join((
+                    b"\x12", varint(length + len(more)), b"\x0a\x10", trace_bytes,
+                    b"\x12\x08", own[at:to], b"\x22\x08", above[at:to],
+                    b"\x39", starts[at:to], b"\x41", ends[at:to],
+                    a, epoch_bytes, b, iteration_bytes, c, more,
+                ))  # fmt: skip
+                continue
             peer = peer_trace = b""
-            if shape >= PEER_CHILD:
+            if shape in LINKED:
                 of, to_span = plain.peers[index]
                 peer_trace, peer = of.to_bytes(16, "big"), to_span.to_bytes(8, "big")
             if shape == PEER_CHILD:
@@ -213,7 +265,7 @@ class Encoder:
             key = kind >> 8 & 0xFFFF, kind & 0xFF, kind >> 24
             if key in self._misfits:
                 shape = np.where(kinds == kind, 0, shape)
-            if key in self._examples:
+            if key in self._examples and self._resource is self._maker.resource:
                 continue
             (resource_spans,) = encode_spans(
                 self._readable(table, np.array([first]), 0)
@@ -228,6 +280,7 @@ class Encoder:
                 field(1, resource_spans.resource.SerializePartialToString()),
                 field(1, scope_spans.scope.SerializePartialToString()),
             )
+            self._resource = self._maker.resource
         return shape
 
 
@@ -236,7 +289,10 @@ def _template(
 ) -> Template:
     """What surrounds the ids, times and numbers of the spans that are like this one."""
     parts, tails = [b""], [b"", b""]
-    for attribute in example.attributes:
+    attributes = [*example.attributes]
+    if shape == TIMED:
+        attributes = without_told(attributes, [each.key for each in attributes])
+    for attribute in attributes:
         if attribute.key in holes:
             size = epoch_bytes if attribute.key == holes[0] else iteration_bytes
             value = varint(2 << 3 | BYTES) + varint(1 + size) + varint(3 << 3 | VARINT)
@@ -267,4 +323,4 @@ def _template(
             c += head
     around = len(a) + len(b) + len(c) + sum(map(len, tails))
     size += around + epoch_bytes + iteration_bytes
-    return varint(2 << 3 | BYTES) + varint(size), a, b, c, tails[0], tails[1]
+    return varint(2 << 3 | BYTES) + varint(size), a, b, c, tails[0], tails[1], size

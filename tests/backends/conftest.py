@@ -118,6 +118,12 @@ def rough_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("rough"), Path(__file__).with_name("rough_training.py"))
 
 
+@pytest.fixture(scope="session")
+def device_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's directory of a training with device time."""
+    return train(tmp_path_factory.mktemp("device"), Path(__file__).with_name("device_training.py"))
+
+
 def train(folder: Path, script: Path, *arguments: str) -> Path:
     variables = {"FIRETRACE_DIR": str(folder / "runs"), "XDG_STATE_HOME": str(folder / "state")}
     command = [sys.executable, str(script), *arguments]

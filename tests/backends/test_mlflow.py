@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
+from firetrace.exporters.devices import DURATION
 from firetrace.exporters.spans import journal_spans
+from firetrace.tracer.ids import span_id
 from firetrace.tracer.run import open_run
 from tests.backends.conftest import Export, free_port, program, serving
+from tests.support.device_exports import expected, of_device
+from tests.support.launching import read as read_both
 
 HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS": "x-mlflow-experiment-id=0"}
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -107,6 +111,21 @@ def test_mlflow_has_every_span_exactly(
     assert list(map(identity, got)) == list(map(identity, expected))
     for ours, theirs in zip(expected, got, strict=True):
         assert theirs == ours
+
+
+def test_mlflow_has_device_time(device_run: Path, server: str, export: Export) -> None:
+    """What the device took for each phase, as the device journal says it; and which it was."""
+    found = read_both(device_run)
+    spans = list(journal_spans(open_run(device_run).newest))
+    export(device_run, server, "http/protobuf", **HEADERS)
+    got = list(map(without_its_own, read(server, spans)))
+    seed = found.main.header.seed
+    wanted = {f"{span_id(seed, row):016x}": about for row, about in expected(found).items()}
+    assert sum(DURATION in about for about in wanted.values()) > 50
+    assert len(got) == len(spans)
+    said = {each["id"]: of_device(each["attributes"]) for each in got}
+    assert {id: about for id, about in said.items() if about} == wanted
+    assert {each["tags"]["hw.model"] for each in got} == {"Simulated"}
 
 
 def identity(span: dict[str, Any]) -> tuple[str, str]:

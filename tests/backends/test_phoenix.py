@@ -115,7 +115,8 @@ def is_near(read: str, ns: int | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "protocol"), [("long_run", "grpc"), ("rough_run", "http/protobuf")]
+    ("name", "protocol"),
+    [("long_run", "grpc"), ("rough_run", "http/protobuf"), ("device_run", "grpc")],
 )
 def test_phoenix_has_every_span(
     name: str,

@@ -37,7 +37,7 @@ class Accelerator(Protocol):
         """Queue an event where no work is, so that the device reaches it now; False: it cannot."""
 
     def done(self, event: Any) -> bool:
-        """Whether the device has reached an event. Asks; does not wait."""
+        """Whether the device has reached an event. Asks; does not wait. False: not now, or no."""
 
     def elapsed_ms(self, first: Any, last: Any) -> float:
         """What lay between two events that the device has reached, in ms."""
@@ -64,8 +64,8 @@ def find(asked: Any, engine: Any, models: Mapping[str, Any]) -> Found:
     CUDA at all, torch's current one.
 
     Args:
-        asked: as ``TraceHandler``'s ``device``: an ``Accelerator`` is taken as it is, another device
-            than the engine's is named.
+        asked: as ``TraceHandler``'s ``device``: an ``Accelerator`` is taken as it is; another
+            device than the engine's is named.
         engine: of ignite.
         models: of the engine, as far as they are known.
     """
@@ -76,9 +76,10 @@ def find(asked: Any, engine: Any, models: Mapping[str, Any]) -> Found:
     torch = sys.modules.get("torch")
     if torch is None:
         return Found(None, "the program does not use torch")
-    named = asked if asked not in (None, True) else None
-    device = torch.device(named) if named is not None else None
-    device = device or getattr(engine.state, "device", None) or device_of(models)
+    device = None if asked is None or asked is True else torch.device(asked)
+    stated = getattr(engine.state, "device", None)
+    if device is None:
+        device = stated if isinstance(stated, torch.device) else device_of(models)
     kind = getattr(device, "type", None)
     if device is None and torch.cuda.is_initialized():
         kind = "cuda"

@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
-#: Tensors of a batch that are looked at, at most.
+#: What is looked at of a batch, at most: it may carry lists of whatever it was made from.
 MOST = 64
 
 
 def copied_bytes(batch: Any, result: Any, kind: str) -> int:
     """Bytes of the tensors in ``result`` that are on such a device and were not in ``batch``.
 
-    0 where all of the batch was there before.
+    0 where all of the batch was there before. Looked at are dicts, lists and tuples; what a class
+    of the program's would answer is not asked.
     """
     torch = sys.modules["torch"]
+    on_device = f"is_{kind}"  # ten times as fast as ``device.type``
     with torch._C.DisableTorchFunctionSubclass():  # MONAI's tensors answer in Python: 20 us each
-        given = [each for each, _ in zip(tensors(batch, torch.Tensor), range(MOST), strict=False)]
-        if all(each.device.type == kind for each in given):
+        before, elsewhere = set[int](), False
+        for each in tensors(batch, torch.Tensor):
+            if getattr(each, on_device):
+                before.add(id(each))
+            else:
+                elsewhere = True
+        if not elsewhere:
             return 0
-        before = {id(each) for each in given}
-        came = zip(tensors(result, torch.Tensor), range(MOST), strict=False)
-        return sum(
-            each.nbytes for each, _ in came if each.device.type == kind and id(each) not in before
-        )
+        copied = 0
+        for each in tensors(result, torch.Tensor):
+            if getattr(each, on_device) and id(each) not in before:
+                copied += each.nbytes if each.layout is torch.strided else size(each)
+        return copied
 
 
-def tensors(value: Any, tensor: type) -> Iterator[Any]:
-    """The tensors in a batch: of dicts, lists and tuples of them."""
-    if isinstance(value, tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from tensors(each, tensor)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from tensors(each, tensor)
+def tensors(value: Any, tensor: type) -> list[Any]:
+    """The tensors in a batch, of its first parts."""
+    found: list[Any] = []
+    waiting = [value]
+    for each in waiting:  # which grows meanwhile
+        # First the containers: to ask whether something else is a tensor takes the longest.
+        if isinstance(each, dict):
+            waiting += islice(dict.values(each), MOST)
+        elif isinstance(each, list):
+            waiting += islice(list.__iter__(each), MOST)
+        elif isinstance(each, tuple):
+            waiting += islice(tuple.__iter__(each), MOST)
+        elif isinstance(each, tensor):
+            found.append(each)
+        if len(waiting) > MOST:
+            del waiting[MOST:]
+    return found
+
+
+def size(tensor: Any) -> int:
+    """Bytes of a tensor that is not strided; 0 where that cannot be told."""
+    try:
+        return int(tensor._indices().nbytes + tensor._values().nbytes)
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return 0

@@ -26,6 +26,7 @@ class Cuda:
         self._which = getattr(torch._C, "_cuda_getCurrentStream", None)
         self._current: tuple[Any, Any] = (None, None)
         self._aside: Any = None
+        self._tells = True  # what is allocated: not every allocator does
 
     @classmethod
     def find(cls, torch: Any, index: int | None) -> tuple[Cuda | None, str]:
@@ -76,8 +77,8 @@ class Cuda:
         return True
 
     def done(self, event: Any) -> bool:
-        """Whether the GPU has reached an event."""
-        return bool(event.query())
+        """Whether the GPU has reached an event; to ask would break the capture of a graph."""
+        return not self._cuda.is_current_stream_capturing() and bool(event.query())
 
     def elapsed_ms(self, first: Any, last: Any) -> float:
         """What lay between two events, in ms, as a 32-bit float: of a second, to 60 ns."""
@@ -85,7 +86,10 @@ class Cuda:
 
     def memory(self) -> Memory | None:
         """What torch has allocated on it."""
-        found = self._cuda.memory_stats_as_nested_dict(self._index)
+        try:
+            found = self._cuda.memory_stats_as_nested_dict(self._index) if self._tells else None
+        except RuntimeError:  # a pluggable allocator's answer
+            found, self._tells = None, False
         if not found:
             return None
         allocated, reserved = found["allocated_bytes"]["all"], found["reserved_bytes"]["all"]

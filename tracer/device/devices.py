@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from firetrace.tracer.blame import raised_by_signal_handler
 from firetrace.tracer.device.accelerator import Accelerator, find
 from firetrace.tracer.device.marks import Marks
+from firetrace.tracer.device.memory import Seen
 from firetrace.tracer.device.track import Track
 from firetrace.tracer.writer import JournalWriter
 
@@ -39,17 +40,19 @@ class Devices:
         asked: as ``TraceHandler``'s ``device``.
         rank: the rank's journal.
         resource: of the process.
-        more: ``max_bytes``, ``min_free_bytes``, ``every`` and ``mapped``, as of the rank's journal.
+        more: ``max_bytes``, ``min_free_bytes`` and ``mapped``, as of the rank's journal.
     """
 
     def __init__(
         self, asked: Any, rank: JournalWriter, resource: dict[str, Any], more: tuple[Any, ...]
     ) -> None:
         self._asked, self._rank, self._resource = device_wanted(asked), rank, resource
-        self._more = (max(2**16, more[0] // DEVICE_PART), *more[1:])
+        # A step that the rank's journal has not is none here: ``every`` must not count twice.
+        self._more = max(2**16, more[0] // DEVICE_PART), more[1], 1, more[2]
         self._writer: JournalWriter | None = None
         self._accelerators: dict[str, Accelerator] = {}
-        self._tracks: dict[tuple[int, str], Track] = {}
+        self._seen: dict[str, Seen] = {}
+        self._tracks: list[Track] = []
         self._marks: list[Marks] = []
         self._ended = self._said = False
         self._guard = threading.RLock()
@@ -76,13 +79,25 @@ class Devices:
         known = recorder.marks
         if known is not None and known.on and known.track.accelerator is accelerator:
             return known
-        key = recorder.ident, accelerator.label
-        track = self._tracks.get(key)
-        if track is None or track.thread is not threading.current_thread():
-            track = self._tracks[key] = Track(accelerator, self._open(accelerator))
-        marks = Marks(track, recorder, self.failed)
+        marks = Marks(self._track(accelerator), recorder, self.failed)
         self._marks.append(marks)
         return marks
+
+    def _track(self, accelerator: Accelerator) -> Track:
+        """The calling thread's, which may have been that of a thread that has ended."""
+        of_device = [each for each in self._tracks if each.accelerator is accelerator]
+        for track in of_device:
+            if track.thread is threading.current_thread():
+                return track
+        for track in of_device:
+            if not track.thread.is_alive():
+                track.adopt()
+                return track
+        writer, label = self._open(accelerator), accelerator.label
+        if label not in self._seen:
+            self._seen[label] = Seen(accelerator.memory())
+        self._tracks.append(Track(accelerator, writer, self._seen[label]))
+        return self._tracks[-1]
 
     def _open(self, accelerator: Accelerator) -> JournalWriter:
         if self._writer is None:
@@ -104,7 +119,7 @@ class Devices:
         if raised_by_signal_handler(error):
             raise error
         said, self._said = self._said, True
-        self._stop()
+        self.stop()
         reason = f"{type(error).__name__}: {error}"
         if not said:
             log.warning("firetrace records no more device time (%s); all else goes on", reason)
@@ -114,7 +129,8 @@ class Devices:
         except Exception as second:
             log.debug("could not note why device time ended: %s", second)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Write nothing from now on, and ask nothing of a device (in a forked child, too)."""
         self._ended = True
         for marks in self._marks:
             marks.on = False
@@ -122,11 +138,11 @@ class Devices:
     def close(self) -> None:
         """End the recording; what was recorded can be read."""
         with self._guard:
-            self._stop()
+            self.stop()
             writer = self._writer
             if writer is None or writer.closed:
                 return
-            for track in self._tracks.values():
+            for track in self._tracks:
                 try:
                     track.close()
                 except Exception as error:  # what could not be settled stays open

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.device.copies import copied_bytes
-from firetrace.tracer.device.track import COPY, MOST_MARKS, Step, Track
-from firetrace.tracer.moves import OTHER, RENAME, RIGHT, Move, Node, in_process_function
+from firetrace.tracer.device.track import COPY, MOST_MARKS, UNMARKED, Step, Track
+from firetrace.tracer.moves import OTHER, RENAME, RIGHT, STEP, Move, Node, in_process_function
 
 if TYPE_CHECKING:
     from firetrace.tracer.events import Events
 
 ITERATION = 0xFFFFFFFF << 32  #: of a row's place
+#: In place of a mark's number: it is to be queued; there is none; it could not be queued.
+NEW, NONE, MISSED = -1, -2, -3
 Actions = tuple[Callable[..., None], Callable[..., int], Callable[..., None]]
 
 
@@ -39,7 +41,9 @@ class Marks:
         self._stream = 0  # and the stream that was current
         self._key = 0  # which phase that is: its row, or less than 0: when it began
         self._since = 0  # Unix ns, when it began on the host
-        self._early = -1  # a mark that another thread has queued for the boundary to come
+        self._early = NONE  # a mark that another thread has queued for the boundary to come
+        self._began = False  # a step of this engine's goes on
+        self._around: Step | None = None  # of the engine in whose step this one runs
         self._labels: dict[int, int] = {}
         self._copied = 0
         self._copy_label = track.label("copy", COPY)
@@ -48,7 +52,7 @@ class Marks:
 
     def watch(self, move: Move, node: Node) -> None:
         """See to it that a move which ends or begins a phase here is marked."""
-        ends = move.guess in (RIGHT, RENAME) or (move.phase is not None and not move.guess)
+        ends = ends_phase(move, node)
         begins = move.is_boundary and in_process_function(move.target)
         if not (ends or begins or move.begins_step or move.ends_step):
             return
@@ -68,19 +72,33 @@ class Marks:
 
         ``early``: another thread has come there, and has told of it (``reached``).
         """
-        at, self._early = self._early if early else -1, -1
+        if not self.on:
+            return
+        at, self._early = self._early if early else NEW, NONE
         if move.phase_since_boundary:  # it was at the boundary before, which has a mark
             guessed = recorder.node.guess is not None
             self._key = recorder.stack[-1] if guessed else -recorder.boundary
             return
-        guessed = move.guess in (RIGHT, RENAME)
-        ends = guessed or (move.phase is not None and not move.guess)
+        known = move.marked
+        if known is None:
+            known = move.marked = self._of_move(move, node)
+        ends, guessed, label = known
         row = (top if guessed else recorder.phase_row) if ends else 0
-        label = self.ended_label(move, node)
         self.boundary(recorder, row, top if guessed else -before, label, True, at)
+        self._copied = 0  # it was of the phase that has ended, whether that has a span or not
+
+    def _of_move(self, move: Move, node: Node) -> tuple[bool, bool, int]:
+        """Whether a phase ends with a move, whether it had been guessed, and its label."""
+        ends = ends_phase(move, node)
+        return ends, move.guess in (RIGHT, RENAME), self.ended_label(move, node) if ends else 0
+
+    def assumed(self, since: int, row: int) -> None:
+        """The phase that began then (Unix ns) has a row by now."""
+        if self._key == -since:
+            self._key = row
 
     def boundary(
-        self, recorder: Events, row: int, key: int, label: int, begins: bool, at: int = -1
+        self, recorder: Events, row: int, key: int, label: int, begins: bool, at: int = NEW
     ) -> None:
         """One mark for the phase that ends here (its row; 0: none) and the one that begins.
 
@@ -90,13 +108,17 @@ class Marks:
         step = track.step
         if step is None:
             self._step = None
+            if row and track.refused:
+                track.not_timed(track.refused)
             return
         ends = row and key == self._key and step is self._step
         if not ends and not begins:
+            if row:
+                track.not_timed(UNMARKED)
             return
         try:
             marks = step.marks
-            if at < 0 and len(marks) < MOST_MARKS:
+            if at == NEW and len(marks) < MOST_MARKS:
                 event = track.pool.pop() if track.pool else track.new_event()
                 stream = track.record(event)
                 if stream >= 0:
@@ -106,13 +128,10 @@ class Marks:
                         step.mixed, step.stream = bool(at), stream
                 else:
                     track.pool.append(event)
-            if at < 0:
-                track.not_timed("too many phases in a step" if marks else "a graph is captured")
-            elif ends and self._first >= 0:
-                if step.stream == self._stream:
-                    self._write(recorder, row, label, step.spans, at)
-                else:
-                    track.not_timed("the current stream changed in it")
+            if ends and at >= 0 and self._first >= 0 and step.stream == self._stream:
+                self._write(recorder, row, label, step.spans, at)
+            elif row:
+                track.not_timed(self._reason(step, at) if ends else UNMARKED)
             if begins:
                 self._first, self._step, self._stream = at, step, step.stream
                 self._since = recorder.boundary
@@ -120,6 +139,13 @@ class Marks:
                 self._key = recorder.stack[-1] if guessed else -self._since
         except Exception as error:
             self._failed(error)
+
+    def _reason(self, step: Step, at: int) -> str:
+        """Why the phase that ends has no span, though its beginning was seen."""
+        if at >= 0 and self._first >= 0:
+            return "the current stream changed in it"
+        full = len(step.marks) >= MOST_MARKS
+        return "too many phases in a step" if full else "a graph is captured"
 
     def _write(
         self, recorder: Events, row: int, label: int, spans: list[tuple[int, int, int]], at: int
@@ -148,27 +174,48 @@ class Marks:
         found = self._labels[label] = self.track.label("device", self._text(label & 0xFFFF))
         return found
 
-    def begin_step(self, now: int) -> None:
-        """A step begins."""
+    # Steps and runs
+
+    def begin_run(self, recorder: Events) -> None:
+        """A run begins, or goes on in the middle of a step."""
+        if self.on and STEP in recorder.node.frames and not recorder.muted:
+            self.begin_step(recorder, recorder.boundary)
+            if in_process_function(recorder.node):
+                self.boundary(recorder, 0, 0, 0, True)
+
+    def begin_step(self, recorder: Events, now: int) -> None:
+        """A step begins, perhaps inside one of another engine."""
+        track = self.track
+        if self._began:
+            return  # the engine was started again inside its own step
         try:
-            self.track.begin_step(now + self._shift)
+            if track.step is not None:
+                self._around = track.step
+                track.put_by()
+            self._began = True
+            track.begin_step(recorder.steps, now + self._shift)
         except Exception as error:
             self._failed(error)
 
     def end_run(self, recorder: Events) -> None:
         """A run has ended, perhaps in the middle of a step."""
-        if self.on:
-            self.end_step(recorder)
-            try:
-                self.track.settle()
-            except Exception as error:
-                self._failed(error)
+        if not self.on:
+            return
+        self.end_step(recorder)
+        track, around, self._around = self.track, self._around, None
+        try:
+            track.settle()
+            if around is not None:
+                track.step = Step(around.base)  # what follows in the other engine's step
+        except Exception as error:
+            self._failed(error)
 
     def end_step(self, recorder: Events) -> None:
-        """A step has ended."""
-        self._step = None
+        """A step has ended, whether it was recorded or not."""
+        began, self._began = self._began, False
+        self._step, self._early = None, NONE
         try:
-            self.track.end_step(recorder.place >> 32, recorder.boundary + self._shift)
+            self.track.end_step(began, recorder.place >> 32, recorder.boundary + self._shift)
         except Exception as error:
             self._failed(error)
 
@@ -177,18 +224,19 @@ class Marks:
     def reached(self) -> None:
         """A thread of autograd's own has come to where a phase begins, and tells of it later."""
         step = self.track.step
-        if not self.on or step is None or step is not self._step or self._early >= 0:
+        if not self.on or step is None or step is not self._step or self._early != NONE:
             return
         try:
-            self._early = self.track.mark(step)
+            at = self.track.mark(step)
+            self._early = at if at >= 0 else MISSED
         except Exception as error:
             self._failed(error)
 
-    def prepared(self, recorder: Events, batch: Any, result: Any) -> None:
-        """A batch was prepared: see how much of it was copied to the device."""
-        if self.on and not recorder.muted:
+    def prepared(self, recorder: Events, given: tuple[Any, ...], result: Any) -> None:
+        """A batch was prepared: see how much of what was given was copied to the device."""
+        if self.on and self.track.step is not None and in_process_function(recorder.node):
             try:
-                self._copied = copied_bytes(batch, result, self.track.accelerator.kind)
+                self._copied = copied_bytes(given, result, self.track.accelerator.kind)
             except Exception as error:
                 self._failed(error)
 
@@ -201,6 +249,32 @@ class Marks:
         except Exception as second:
             self._failed(second)
             return {}
+
+    # Where the tracer stands around an event, without a move's own actions
+
+    def begun(self, recorder: Events, move: Move, node: Node, top: int, before: int) -> None:
+        """An event has begun at this node; before that ``top`` was the innermost row."""
+        if self.on:
+            if move.begins_step and not recorder.muted:
+                self.begin_step(recorder, recorder.now())
+            ends, guessed, label = self._of_move(move, node)
+            if ends:
+                row = top if guessed else recorder.phase_row
+                self.boundary(recorder, row, top if guessed else -before, label, False)
+
+    def ended(self, recorder: Events, move: Move) -> None:
+        """Its handlers have returned."""
+        if self.on:
+            if move.is_boundary and in_process_function(recorder.node):
+                self.boundary(recorder, 0, 0, 0, True)
+            if move.ends_step:
+                self.end_step(recorder)
+
+
+def ends_phase(move: Move, node: Node) -> bool:
+    """Whether a phase ends with a move at this node; of how a batch is fetched nothing is known."""
+    named = move.guess in (RIGHT, RENAME) or (move.phase is not None and not move.guess)
+    return named and in_process_function(node)
 
 
 def marked(marks: Marks, move: Move, ends: bool, begins: bool, label: int) -> Actions:
@@ -224,7 +298,7 @@ def marked(marks: Marks, move: Move, ends: bool, begins: bool, label: int) -> Ac
         if not marks.on:
             return
         if begins_step and not recorder.muted:
-            marks.begin_step(now)
+            marks.begin_step(recorder, now)
         if guessed:
             boundary(recorder, top, top, label, begins)
         elif ends or begins:
@@ -238,7 +312,7 @@ def marked(marks: Marks, move: Move, ends: bool, begins: bool, label: int) -> Ac
         height: int = plain_begin(recorder, move, now, engine, handler)
         if marks.on:
             if begins_step and not recorder.muted:
-                marks.begin_step(now)
+                marks.begin_step(recorder, now)
             if ends:
                 row, key = (top, top) if guessed else (recorder.phase_row, -before)
                 boundary(recorder, row, key, label, False)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import struct
 from collections import deque
-from threading import current_thread, get_ident
+from threading import current_thread
 from typing import TYPE_CHECKING, Any
 
 from firetrace.tracer.device.clock import Base, DeviceClock
-from firetrace.tracer.device.memory import Memory
+from firetrace.tracer.device.memory import Memory, Seen
 from firetrace.tracer.journal import Flag
 from firetrace.tracer.storage import label_of, place_of
 from firetrace.tracer.writer import JournalWriter
@@ -30,10 +30,12 @@ CUT, SCALAR = int(Flag.CUT), int(Flag.SCALAR)
 MOST_STEPS, MOST_MARKS = 256, 512
 #: Steps that are settled at a time: a hiccup of some 20 us each.
 AT_ONCE = 4
-#: What is allocated is looked at this often: it takes about 20 us.
+#: What is allocated is looked at this often: it takes about 20 us. Less often as the budget fills.
 MEMORY_EVERY_NS = 20_000_000
 ANCHOR_EVERY_NS = 60 * 10**9
 COPY = "copy to device"
+UNMARKED = "its beginning has no mark"
+MIXED = -1  #: in place of a stream: there were several
 _FLOAT, _BITS = struct.Struct("<d"), struct.Struct("<q")
 
 
@@ -56,24 +58,29 @@ class Track:
     Args:
         accelerator: the device.
         writer: of the journal of devices.
+        seen: what is known of the device's memory.
     """
 
-    def __init__(self, accelerator: Accelerator, writer: JournalWriter) -> None:
-        self.accelerator, self.writer = accelerator, writer
-        self.ident, self.thread = get_ident(), current_thread()
+    def __init__(self, accelerator: Accelerator, writer: JournalWriter, seen: Seen) -> None:
+        self.accelerator, self.writer, self._seen = accelerator, writer, seen
         self.pen = writer.pen()
-        self._lane = writer.lane(accelerator.label, 0)
         self.new_event, self.record = accelerator.event, accelerator.record
         self._clock = DeviceClock(accelerator, writer.now_ns)
         self.pool: list[Any] = []  #: events that are not in use
         self._waiting: deque[Step] = deque()
         self.step: Step | None = None  # that goes on; None: its marks are not taken
-        self._steps = 0
-        self._last_end = 0  # Unix ns, of the last span that was settled
-        self._looked = 0  # Unix ns, at what is allocated
-        self._failures: int | None = None
+        self.refused = ""  #: why the step that goes on is not timed, though it is recorded
+        self._last_end = 0  # Unix ns, of the last span that was settled,
+        self._last_stream = MIXED  # and the stream that it was in
         self._anchored = 0  # Unix ns
         self.untimed: dict[str, int] = {}  #: phases without a span, by the reason
+        self.adopt()
+
+    def adopt(self) -> None:
+        """It is the calling thread's from now on. Another one that it was before has ended."""
+        self.thread = current_thread()
+        self._lane = self.writer.lane(self.accelerator.label, 0)
+        self.put_by()
 
     def label(self, kind: str, text: str) -> int:
         """A name as the rows have it."""
@@ -81,19 +88,17 @@ class Track:
 
     # While a step goes on
 
-    def begin_step(self, now: int) -> None:
-        """A step begins, or one of an engine inside another's."""
-        if self.step is not None:
-            return
-        self._steps += 1
-        if self._steps % self.writer.every:
-            return  # the budget allows for so many only
+    def begin_step(self, number: int, now: int) -> None:
+        """A step begins; ``number``: of its engine's, from 1."""
+        self.refused = ""
+        if number % self.writer.every:
+            return  # the budget allows for so many only: of those that the rank's journal has
         if len(self._waiting) >= MOST_STEPS:
-            self.not_timed("the device is too far behind")
+            self.refused = "the device is too far behind"
             return
         base = self._clock.look(now)
         if base is None:
-            self.not_timed("the clocks could not be compared")
+            self.refused = "the clocks could not be compared"
             return
         if now - self._anchored >= ANCHOR_EVERY_NS:
             self._anchored = now
@@ -119,17 +124,25 @@ class Track:
         """A phase gets no span."""
         self.untimed[reason] = self.untimed.get(reason, 0) + 1
 
-    def end_step(self, iteration: int, now: int) -> None:
-        """A step has ended: see what the device has reached of it and of those before."""
+    def put_by(self) -> None:
+        """No more marks of this step: it waits until the device has passed them."""
         step, self.step = self.step, None
         if step is not None:
             if step.spans:
                 self._waiting.append(step)
             else:
                 self.pool += step.marks
-            self.settle(AT_ONCE)
-        if now - self._looked >= MEMORY_EVERY_NS:
-            self._looked = now
+
+    def end_step(self, began: bool, iteration: int, now: int) -> None:
+        """A step has ended (not ``began``: a part of one that is not recorded).
+
+        See what the device has reached of it and of those before.
+        """
+        if began:
+            self.put_by()
+        self.settle(AT_ONCE)
+        if now - self._seen.looked >= MEMORY_EVERY_NS * self.writer.every:
+            self._seen.looked = now
             self._note_memory(iteration, now)
 
     # What the device has reached
@@ -142,39 +155,40 @@ class Track:
             marks = step.marks
             if not (all(done(each) for each in marks) if step.mixed else done(marks[-1])):
                 return
-            waiting.popleft()
             self._place(step)
+            waiting.popleft()
             self.pool += marks
             most -= 1
 
     def _place(self, step: Step) -> None:
         elapsed, marks, base = self.accelerator.elapsed_ms, step.marks, step.base
-        event, time_ns, settle = base.event, base.time_ns, self.pen.settle
-        at, last, earliest = -1, 0, self._last_end
+        event, time_ns, scale, settle = base.event, base.time_ns, base.scale, self.pen.settle
+        stream = MIXED if step.mixed else step.stream
+        # Of one stream they follow one another; two comparisons of the clocks differ by some us.
+        earliest = self._last_end if stream == self._last_stream != MIXED else 0
+        at, last = -1, 0
         for row, first, final in step.spans:
-            start = last if first == at else time_ns + int(elapsed(event, marks[first]) * 1e6)
-            at, last = final, time_ns + int(elapsed(event, marks[final]) * 1e6)
-            if start < earliest:  # two comparisons of the clocks differ by some us
+            start = last if first == at else time_ns + int(elapsed(event, marks[first]) * scale)
+            at, last = final, time_ns + int(elapsed(event, marks[final]) * scale)
+            if start < earliest:
                 start = earliest
             if last < start:
                 last = start
-            earliest = last
             settle(row, start, last)
-        self._last_end = earliest
+        self._last_end, self._last_stream = last, stream
 
     # What is allocated
 
     def _note_memory(self, iteration: int, now: int) -> None:
-        found = self.accelerator.memory()
+        found, known = self.accelerator.memory(), self._seen.failures
         if found is None:
             return
         place = place_of(0, iteration)
         self.scalar("memory allocated", found.allocated, place, now)
         self.scalar("memory reserved", found.reserved, place, now)
         self.scalar("memory peak", found.peak, place, now)
-        if self._failures is not None and found.failures > self._failures:
+        if found.failures > known:
             self.out_of_memory(found, iteration, "the program went on")
-        self._failures = found.failures
 
     def scalar(self, name: str, value: float, place: int, now: int) -> None:
         """Write a number: bytes."""
@@ -183,30 +197,28 @@ class Track:
         self.pen.write(0, label, place, bits, now)
 
     def out_of_memory(self, found: Memory | None, iteration: int, message: str) -> dict[str, Any]:
-        """Write an instant, with what was allocated. Returns its attributes."""
+        """Write an instant, once, with what was allocated. Returns its attributes."""
         found = found or self.accelerator.memory()
         about: dict[str, Any] = {"message": message[:1000]}
         if found is not None:
-            self._failures = found.failures
             about |= {
                 "allocated": found.allocated, "reserved": found.reserved, "peak": found.peak,
             }  # fmt: skip
         about = {f"ignite.device.memory.{key}": value for key, value in about.items()}
-        now = self.writer.now_ns()
-        row = self.pen.write(
-            0, self.label("event", "out of memory"), place_of(0, iteration), now, now
-        )
-        if self.writer.text_room():
-            self.writer.note("attributes", row=row, attributes=about)
+        if self._seen.is_new(found, message):
+            now = self.writer.now_ns()
+            row = self.pen.write(
+                0, self.label("event", "out of memory"), place_of(0, iteration), now, now
+            )
+            if self.writer.text_room():
+                self.writer.note("attributes", row=row, attributes=about)
         return about
 
     # The end
 
     def close(self) -> None:
         """Settle what the device has reached by now, and mark what it has not."""
-        if self.step is not None and self.step.spans:
-            self._waiting.append(self.step)
-        self.step = None
+        self.put_by()
         try:
             self.settle()
         except Exception as error:  # the device has failed, which is the training's affair
