@@ -143,7 +143,8 @@ def test_backward_in_another_thread(
 def test_backward_through_two_models(gpu: SimulatedGpu, handler: TraceHandler) -> None:
     """It begins at the first of their outputs that a gradient reaches."""
     parts, other = Parts(gpu), Parts(gpu)
-    last, parts.net = parts.net, torch.nn.Sequential(other.net, parts.net)
+    last = parts.net
+    parts.net = torch.nn.Sequential(other.net, last)
     engine = backward_elsewhere(parts)
     models = {"first": other.net, "last": last}
     handler.attach(engine, model=models, optimizer=parts.optimizer)

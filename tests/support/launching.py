@@ -106,7 +106,8 @@ class Parts:
 
         self.launch: Callable[[str], None] = launch
         torch.manual_seed(0)
-        self.net, self.loss = Net(self._launch), Loss(self._launch)
+        self.net: torch.nn.Module = Net(self._launch)
+        self.loss = Loss(self._launch)
         self.optimizer = Step(self.net.parameters(), 0.1)
         self.optimizer.launch = self._launch
 
