@@ -20,7 +20,7 @@ import numpy.typing as npt
 from firetrace.exporters.files import whole_file
 from firetrace.exporters.otlp.encoding import otlp_json
 from firetrace.exporters.selection import Selection, selector_of
-from firetrace.exporters.shapes import FORMS, LINKED, TIMED, without_told
+from firetrace.exporters.shapes import CHILD, FORMS, PEER_CHILD, PEER_ROOT, TIMED, without_told
 from firetrace.exporters.spans import SpanMaker, close_open, maker
 from firetrace.tracer.ids import span_ids
 from firetrace.tracer.stream import Stream
@@ -108,13 +108,16 @@ class _Lines:
             if shape:
                 _, name, lane, _, epoch, iteration, end, start = row
                 template = self._templates[name, lane, shape]
-                peer = plain.peers[index] if shape in LINKED else ()
-                if shape == TIMED:
+                if shape == CHILD:
+                    text = template % (trace, id, above, start, end, epoch, iteration)
+                elif shape == TIMED:
                     told = _attributes(plain.told[index])
                     text = template % (trace, id, above, start, end, epoch, iteration, told)
-                elif FORMS[shape][0]:
+                elif shape == PEER_CHILD:
+                    peer = plain.peers[index]
                     text = template % (trace, id, above, start, end, epoch, iteration, *peer)
                 else:
+                    peer = plain.peers[index] if shape == PEER_ROOT else ()
                     own = trace, id, start, end, epoch, iteration
                     text = template % (*own, parent_trace, above, *peer)
             else:
