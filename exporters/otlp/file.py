@@ -108,6 +108,7 @@ class _Lines:
             if shape:
                 _, name, lane, _, epoch, iteration, end, start = row
                 template = self._templates[name, lane, shape]
+                peer: tuple[int, ...]
                 if shape == CHILD:
                     text = template % (trace, id, above, start, end, epoch, iteration)
                 elif shape == TIMED:
