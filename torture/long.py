@@ -48,11 +48,13 @@ APP_BYTES_A_SPAN = 8
 APP = """\
 import sys, time
 from firetrace.tui.feed import Feed, Snapshot
-feed = Feed(sys.argv[1])
+feed, last = Feed(sys.argv[1]), None
 while True:
     found = feed.poll()
-    if isinstance(found, Snapshot) and found.report.state != "running" and found.read == 1:
-        print(found.report.spans, flush=True)
+    if isinstance(found, Snapshot):
+        last = found
+    elif last is not None and last.report.state != "running" and last.read == 1:
+        print(last.report.spans, flush=True)  # it was over, and nothing came after that
         sys.stdin.read()
     time.sleep(0.25)
 """
