@@ -39,8 +39,10 @@ def tensors(value: Any, tensor: type) -> list[Any]:
     found: list[Any] = []
     waiting = [value]
     for each in waiting:  # which grows meanwhile
-        # First the containers: to ask whether something else is a tensor takes the longest.
-        if isinstance(each, dict):
+        # A plain tensor is told at once; to ask of anything else whether it is one takes longest.
+        if type(each) is tensor:
+            found.append(each)
+        elif isinstance(each, dict):
             waiting += islice(dict.values(each), MOST)
         elif isinstance(each, list):
             waiting += islice(list.__iter__(each), MOST)
