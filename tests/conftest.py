@@ -7,8 +7,13 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from firetrace import TraceHandler
+    from tests.support.simulated import SimulatedGpu
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +71,19 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run,) = (folder / "runs").iterdir()
     (journal,) = run.glob("*.rows")
     return journal
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
+    """A simulated one, on a clock that is made."""
+    from tests.support.simulated import MadeTime, SimulatedGpu
+
+    return SimulatedGpu(time=MadeTime(monkeypatch))
+
+
+@pytest.fixture
+def handler(gpu: SimulatedGpu, tmp_path: Path) -> TraceHandler:
+    """One that records what is done on it."""
+    from firetrace import TraceHandler
+
+    return TraceHandler(tmp_path / "run", device=gpu)

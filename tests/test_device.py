@@ -23,6 +23,7 @@ from firetrace.tracer.device.track import MOST_MARKS, MOST_STEPS
 from firetrace.tracer.journal import Flag
 from tests.support.launching import (
     CPU,
+    FLOAT_NS,
     MS,
     PHASES,
     US,
@@ -43,7 +44,6 @@ from tests.support.simulated import MadeTime, SimulatedGpu
 
 SHORT = Work(1 * US, 2 * US, 1 * US, 2 * US, 1 * US)
 #: Beside the comparison's error: the time between two events is a 32-bit float of ms.
-FLOAT_NS = 100
 
 
 @pytest.fixture

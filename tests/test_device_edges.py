@@ -34,16 +34,10 @@ from tests.support.launching import (
     warnings,
 )
 from tests.support.programs import on
-from tests.support.simulated import MadeTime, SimulatedGpu
+from tests.support.simulated import SimulatedGpu
 
 ROOT = Path(__file__).parents[1]
 CALLS = "hardware", "event", "record", "record_aside", "done", "elapsed_ms", "memory"
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    """On a clock that is made."""
-    return SimulatedGpu(time=MadeTime(monkeypatch))
 
 
 def weights(parts: Parts) -> list[Any]:

@@ -23,6 +23,7 @@ from tests.support.launching import (
     Recorded,
     attach,
     cases,
+    checked,
     comparison_error,
     evaluator,
     finish,
@@ -31,31 +32,9 @@ from tests.support.launching import (
     worst,
 )
 from tests.support.programs import failing, interrupt, on
-from tests.support.simulated import MadeTime, SimulatedGpu
+from tests.support.simulated import SimulatedGpu
 from tests.support.trainings import Training
 from tests.support.unchanged import Stage, compare
-
-FLOAT_NS = 100
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    """On a clock that is made."""
-    return SimulatedGpu(time=MadeTime(monkeypatch))
-
-
-@pytest.fixture
-def handler(gpu: SimulatedGpu, tmp_path: Path) -> TraceHandler:
-    return TraceHandler(tmp_path / "run", device=gpu)
-
-
-def checked(handler: TraceHandler, gpu: SimulatedGpu) -> Recorded:
-    """What was recorded: the truth, and nothing is missing."""
-    found = finish(handler, gpu)
-    found.whole()
-    assert not len(found.device.open_positions())
-    assert worst(found.spans(), gpu) <= comparison_error(gpu) + FLOAT_NS
-    return found
 
 
 def run_again(engine: Engine, *data: Any) -> None:

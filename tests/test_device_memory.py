@@ -20,15 +20,9 @@ from firetrace.tracer.device.copies import copied_bytes, size
 from firetrace.tracer.journal import Flag
 from tests.support.launching import Parts, Recorded, cases, evaluator, finish, plain, supervised
 from tests.support.programs import on
-from tests.support.simulated import MadeTime, SimulatedGpu
+from tests.support.simulated import SimulatedGpu
 
 GIB = 2**30
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    """On a clock that is made."""
-    return SimulatedGpu(time=MadeTime(monkeypatch))
 
 
 # Memory that is full

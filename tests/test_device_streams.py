@@ -23,48 +23,17 @@ from tests.support.launching import (
     PHASES,
     US,
     Parts,
-    Recorded,
-    Span,
     attach,
     cases,
+    checked,
     comparison_error,
     evaluator,
     finish,
     supervised,
+    taken,
     worst,
 )
 from tests.support.simulated import MadeTime, SimulatedGpu
-
-FLOAT_NS = 100
-#: Between threads of a real clock nothing is known of when a mark is queued.
-ANY_NS = 2**62
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    """On a clock that is made."""
-    return SimulatedGpu(time=MadeTime(monkeypatch))
-
-
-@pytest.fixture
-def handler(gpu: SimulatedGpu, tmp_path: Path) -> TraceHandler:
-    return TraceHandler(tmp_path / "run", device=gpu)
-
-
-def checked(
-    handler: TraceHandler, gpu: SimulatedGpu, stream: Callable[[Span], int] | None = None
-) -> Recorded:
-    """What was recorded: the truth, and nothing is missing."""
-    found = finish(handler, gpu)
-    found.whole()
-    assert worst(found.spans(), gpu, stream) <= comparison_error(gpu) + FLOAT_NS
-    return found
-
-
-def taken(found: Recorded, name: str) -> set[int]:
-    """How long the phases of a name took, in us."""
-    return {round(span.ns / US) for span in found.spans() if span.name == name}
-
 
 # Streams
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,19 @@ from firetrace import TraceHandler
 from tests.support.launching import (
     US,
     Parts,
-    Recorded,
-    Span,
     Work,
     cases,
+    checked,
     comparison_error,
     finish,
     supervised,
+    taken,
     worst,
 )
-from tests.support.simulated import MadeTime, SimulatedGpu
+from tests.support.simulated import SimulatedGpu
 
-FLOAT_NS = 100
 #: Between threads of a real clock nothing is known of when a mark is queued.
 ANY_NS = 2**62
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    """On a clock that is made."""
-    return SimulatedGpu(time=MadeTime(monkeypatch))
-
-
-@pytest.fixture
-def handler(gpu: SimulatedGpu, tmp_path: Path) -> TraceHandler:
-    return TraceHandler(tmp_path / "run", device=gpu)
-
-
-def checked(
-    handler: TraceHandler, gpu: SimulatedGpu, stream: Callable[[Span], int] | None = None
-) -> Recorded:
-    """What was recorded: the truth, and nothing is missing."""
-    found = finish(handler, gpu)
-    found.whole()
-    assert worst(found.spans(), gpu, stream) <= comparison_error(gpu) + FLOAT_NS
-    return found
-
-
-def taken(found: Recorded, name: str) -> set[int]:
-    """How long the phases of a name took, in us."""
-    return {round(span.ns / US) for span in found.spans() if span.name == name}
 
 
 # Engines

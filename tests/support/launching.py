@@ -30,6 +30,8 @@ US, MS = 10**3, 10**6
 CPU = torch.device("cpu")
 PHASES = "prepare_batch", "forward", "loss", "backward", "optimizer"
 #: Of the host, until it goes on after it has queued a mark.
+#: By how much 32-bit floats of ms may be off within a second.
+FLOAT_NS = 100
 SLACK_NS = 20 * US
 
 
@@ -333,6 +335,22 @@ class _Truth:
 def comparison_error(gpu: SimulatedGpu) -> int:
     """By how much a comparison of the clocks may be wrong, ns, at most."""
     return max(seen - queued for queued, seen in gpu.compared) // 2 + US
+
+
+def checked(
+    handler: TraceHandler, gpu: SimulatedGpu, stream: Callable[[Span], int] | None = None
+) -> Recorded:
+    """What was recorded: the truth, and nothing is missing."""
+    found = finish(handler, gpu)
+    found.whole()
+    assert not len(found.device.open_positions())
+    assert worst(found.spans(), gpu, stream) <= comparison_error(gpu) + FLOAT_NS
+    return found
+
+
+def taken(found: Recorded, name: str) -> set[int]:
+    """How long the phases of a name took, in us."""
+    return {round(span.ns / US) for span in found.spans() if span.name == name}
 
 
 def sums(spans: list[Span]) -> dict[int, int]:
