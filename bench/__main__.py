@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from bench import (
     startup,
     watching,
 )
+from bench.environment import unset_variables, versions, without_pools
 from bench.process import SampleError
 from bench.result import Row, render
 from bench.settings import Progress, Settings
@@ -45,7 +45,8 @@ PACKAGES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure. Returns 0 if every bar is reached, 1 if one is missed, 2 for wrong usage."""
     arguments = parser().parse_args(argv)
-    prepare_environment()
+    without_pools()
+    unset_variables()
     progress, rows = Progress(), list[Row]()
     with tempfile.TemporaryDirectory(prefix="firetrace-bench-", dir=arguments.directory) as folder:
         os.environ["XDG_STATE_HOME"] = folder  # the user's list of runs is not for these
@@ -119,30 +120,15 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def prepare_environment() -> None:
-    """Make runs alike; before torch is imported, and inherited by every child."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"  # nothing is computed; idle pools would not survive a fork
-    for name in list(os.environ):
-        if name.startswith(("OTEL_", "FIRETRACE_")):  # they would configure what is measured
-            del os.environ[name]
-
-
 def machine(workspace: Path) -> str:
     """What the figures were taken on."""
     from firetrace.tracer.storage import can_be_mapped, mount_of
 
     kind, _ = mount_of(workspace)
     way = "mapped" if can_be_mapped(workspace) else "by pwrite"
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
     return (
         f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, journals {way} "
-        f"on {kind}, Python {platform.python_version()}, {', '.join(versions)}"
+        f"on {kind}, Python {platform.python_version()}, {versions(PACKAGES)}"
     )
 
 

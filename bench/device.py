@@ -14,31 +14,16 @@ no others), and ignite's HandlersTimeProfiler, which adds up the whole process f
 
 from __future__ import annotations
 
-import gc
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.process import forked, fresh
 from bench.result import Bar, Row, difference_bound, median, number, ratio_bounds, times
+from bench.rounds import Tried, samples
 from bench.settings import Progress, Settings
 
 SUBJECT = "device time: CPU time added to a step of five phases"
 OURS, WITHOUT = "firetrace, device time", "firetrace"
-#: name -> peer's class in ``bench.peers``, and epochs as a part of the full number: torch's
-#: profiler keeps every event in memory until it is stopped
-PEERS = {
-    OURS: ("FiretraceDevice", 1.0),
-    WITHOUT: ("FiretraceNoDevice", 1.0),
-    "torch.profiler": ("TorchProfiler", 1 / 5),
-    "HandlersTimeProfiler": ("HandlersTimeProfiler", 1.0),
-    "nothing": ("Peer", 1.0),
-}
-FEWEST_EPOCHS = 2
-ROUNDS_A_PARENT = 3
 ADDED = Bar(15, " \u00b5s")
 
 
@@ -60,64 +45,19 @@ def build() -> Any:
     return engine
 
 
-def timed_run(peer_name: str, epochs: int, directory: Path) -> float:
-    """CPU seconds of ``epochs`` epochs under a peer, after one that is not timed."""
-    from bench import peers
-    from bench.training import EPOCH_LENGTH, Batches
-
-    start = 0.0
-
-    def begin() -> None:
-        nonlocal start
-        gc.collect()
-        start = time.process_time()
-
-    engine = build()
-    peer: peers.Peer = getattr(peers, peer_name)(directory)
-    peer.attach(engine)
-    engine.run(Batches(begin), max_epochs=epochs + 1)
-    used = time.process_time() - start
-    peer.finish((epochs + 1) * EPOCH_LENGTH)
-    return used
-
-
-def sample(peer_name: str, epochs: int, directory: str) -> float:
-    """Microseconds of CPU time that a peer adds to a step. For a forked child."""
-    from bench.training import EPOCH_LENGTH
-
-    bare = timed_run("Peer", epochs, Path(directory))
-    traced = timed_run(peer_name, epochs, Path(directory))
-    return (traced - bare) / (epochs * EPOCH_LENGTH) * 1e6
+#: torch's profiler keeps every event in memory until it is stopped.
+PEERS = {
+    OURS: Tried("FiretraceDevice", build, 1, 2),
+    WITHOUT: Tried("FiretraceNoDevice", build, 1, 2),
+    "torch.profiler": Tried("TorchProfiler", build, 1 / 5, 2),
+    "HandlersTimeProfiler": Tried("HandlersTimeProfiler", build, 1, 2),
+    "nothing": Tried("Peer", build, 1, 2),
+}
 
 
 def measure(settings: Settings, progress: Progress) -> list[Row]:
     """Take all samples."""
-    samples: dict[str, list[float]] = {name: [] for name in PEERS}
-    for first in range(0, settings.pairs, ROUNDS_A_PARENT):
-        last = min(first + ROUNDS_A_PARENT, settings.pairs)
-        progress(f"device: rounds {first + 1} to {last} of {settings.pairs}")
-        for taken in fresh(rounds, settings, first, last):
-            for name, value in taken.items():
-                samples[name].append(value)
-    return rows(samples)
-
-
-def rounds(settings: Settings, first: int, last: int) -> list[dict[str, float]]:
-    """Take some rounds of samples: one of every peer. For a new interpreter, which forks."""
-    from bench.peers import warm_up
-
-    warm_up()
-    order, taken = list(PEERS), list[dict[str, float]]()
-    for index in range(first, last):
-        turn = index * 3 % len(order)
-        values = {}
-        for name in order[turn:] + order[:turn]:
-            peer, part = PEERS[name]
-            epochs = max(FEWEST_EPOCHS, round(settings.epochs * part))
-            with tempfile.TemporaryDirectory(dir=settings.workspace) as directory:
-                values[name] = forked(sample, peer, epochs, directory)
-        taken.append(values)
-    return taken
+    return rows(samples("device", PEERS, settings, progress))
 
 
 def rows(samples: dict[str, list[float]]) -> list[Row]:

@@ -24,96 +24,52 @@ recording costs. What is left without the latter is given for scale.
 
 from __future__ import annotations
 
-import gc
-import tempfile
-import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bench.process import forked, fresh
 from bench.result import Bar, Row, difference_bound, median, number, ratio_bounds, times
+from bench.rounds import Tried, samples
 from bench.settings import Progress, Settings
 
 SUBJECT = "recording: CPU time added to an iteration of eight events"
-#: name -> peer's class in ``bench.peers``, whether there are eight user handlers, and epochs as a
-#: part of the full number: the SDK is slow enough to be measured in fewer, but not in fewer than
-#: ``FEWEST_EPOCHS``, before which the collector has not come to its usual pace
+
+
+def bare() -> Any:
+    """The loop without handlers of the user's."""
+    from bench.training import build
+
+    return build(False)
+
+
+def handled() -> Any:
+    """The loop with eight of them."""
+    from bench.training import build
+
+    return build(True)
+
+
+#: The SDK is slow enough to be measured in fewer epochs, but not in fewer than three, before which
+#: the collector has not come to its usual pace.
+FEWEST = 3
 PEERS = {
-    "firetrace": ("Firetrace", False, 1.0),
-    "firetrace, no context": ("FiretraceWithoutContext", False, 1.0),
-    "firetrace, events checked": ("FiretraceAlone", False, 1.0),
-    "firetrace, user handlers, events checked": ("FiretraceAlone", True, 1.0),
-    "BasicTimeProfiler": ("BasicTimeProfiler", False, 1.0),
-    "OpenTelemetry SDK": ("OpenTelemetrySdk", False, 2 / 3),
-    "nothing": ("Peer", False, 1.0),
-    "eight handlers that do nothing": ("NoOpHandlers", False, 1.0),
-    "HandlersTimeProfiler": ("HandlersTimeProfiler", False, 1.0),
-    "firetrace, user handlers": ("Firetrace", True, 1.0),
-    "HandlersTimeProfiler, user handlers": ("HandlersTimeProfiler", True, 1.0),
+    "firetrace": Tried("Firetrace", bare, 1, FEWEST),
+    "firetrace, no context": Tried("FiretraceWithoutContext", bare, 1, FEWEST),
+    "firetrace, events checked": Tried("FiretraceAlone", bare, 1, FEWEST),
+    "firetrace, user handlers, events checked": Tried("FiretraceAlone", handled, 1, FEWEST),
+    "BasicTimeProfiler": Tried("BasicTimeProfiler", bare, 1, FEWEST),
+    "OpenTelemetry SDK": Tried("OpenTelemetrySdk", bare, 2 / 3, FEWEST),
+    "nothing": Tried("Peer", bare, 1, FEWEST),
+    "eight handlers that do nothing": Tried("NoOpHandlers", bare, 1, FEWEST),
+    "HandlersTimeProfiler": Tried("HandlersTimeProfiler", bare, 1, FEWEST),
+    "firetrace, user handlers": Tried("Firetrace", handled, 1, FEWEST),
+    "HandlersTimeProfiler, user handlers": Tried("HandlersTimeProfiler", handled, 1, FEWEST),
 }
-FEWEST_EPOCHS = 3
-ROUNDS_A_PARENT = 3
-
-
-def timed_run(peer_name: str, handlers: bool, epochs: int, directory: Path) -> float:
-    """CPU seconds of ``epochs`` epochs under a peer, after one that is not timed."""
-    from bench import peers
-    from bench.training import EPOCH_LENGTH, Batches, build
-
-    start = 0.0
-
-    def begin() -> None:
-        nonlocal start
-        gc.collect()
-        start = time.process_time()
-
-    engine = build(handlers)
-    peer: peers.Peer = getattr(peers, peer_name)(directory)
-    peer.attach(engine)
-    engine.run(Batches(begin), max_epochs=epochs + 1)
-    used = time.process_time() - start
-    peer.finish((epochs + 1) * EPOCH_LENGTH)
-    return used
-
-
-def sample(peer_name: str, handlers: bool, epochs: int, directory: str) -> float:
-    """Microseconds of CPU time that a peer adds to an iteration. For a forked child."""
-    from bench.training import EPOCH_LENGTH
-
-    bare = timed_run("Peer", handlers, epochs, Path(directory))
-    traced = timed_run(peer_name, handlers, epochs, Path(directory))
-    return (traced - bare) / (epochs * EPOCH_LENGTH) * 1e6
 
 
 def measure(settings: Settings, progress: Progress) -> list[Row]:
     """Take all samples."""
-    samples: dict[str, list[float]] = {name: [] for name in PEERS}
-    for first in range(0, settings.pairs, ROUNDS_A_PARENT):
-        last = min(first + ROUNDS_A_PARENT, settings.pairs)
-        progress(f"recording: rounds {first + 1} to {last} of {settings.pairs}")
-        for taken in fresh(rounds, settings, first, last):
-            for name, value in taken.items():
-                samples[name].append(value)
-    return rows(samples)
-
-
-def rounds(settings: Settings, first: int, last: int) -> list[dict[str, float]]:
-    """Take some rounds of samples: one of every peer. For a new interpreter, which forks."""
-    from bench.peers import warm_up
-
-    warm_up()
-    order, taken = list(PEERS), list[dict[str, float]]()
-    for index in range(first, last):
-        turn = index * 3 % len(order)  # by 3: neighbours in a round are not always the same
-        values = {}
-        for name in order[turn:] + order[:turn]:
-            peer, handlers, part = PEERS[name]
-            epochs = max(FEWEST_EPOCHS, round(settings.epochs * part))
-            with tempfile.TemporaryDirectory(dir=settings.workspace) as directory:
-                values[name] = forked(sample, peer, handlers, epochs, directory)
-        taken.append(values)
-    return taken
+    return rows(samples("recording", PEERS, settings, progress))
 
 
 def rows(samples: dict[str, list[float]]) -> list[Row]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.table import markdown
+
 RESAMPLES = 10_000
 
 
@@ -108,10 +110,4 @@ def render(rows: Iterable[Row]) -> str:
             last = row.subject
         bar = str(row.bar) if row.bar else ""
         lines.append((row.what, row.ours, row.peer, row.ratio, bar, row.verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(text)
+    return markdown(lines)

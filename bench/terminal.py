@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from bench.environment import POOLS
 from bench.memory import private_mb
 from bench.process import SampleError
 
 COLUMNS, LINES = 120, 40
-#: Set for what the bench does in its own processes; a user's terminal has none of them.
-OF_THE_BENCH = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 COMMANDS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_=>]")
 
@@ -56,7 +55,7 @@ class Terminal:
         """Start the program."""
         self._fd, inner = pty.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-        environment = {k: v for k, v in os.environ.items() if k not in OF_THE_BENCH}
+        environment = {k: v for k, v in os.environ.items() if k not in POOLS}  # a user's has none
         environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
         self.began = time.time()
         self._process = subprocess.Popen(

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+from bench.environment import unset_variables, without_pools
 from bench.settings import Progress
 from torture.result import Result, complaints, render
 from torture.settings import Settings
@@ -92,11 +93,8 @@ def _subject(text: str) -> str:
 
 def prepare_environment() -> None:
     """Make runs alike; before torch is imported, and inherited by every child."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"  # idle pools would not survive a fork
-    for name in list(os.environ):
-        if name.startswith(("OTEL_", "FIRETRACE_")):
-            del os.environ[name]
+    without_pools()
+    unset_variables()
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # exceptions are what happens here
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from bench.table import markdown
+
 SHOWN = 5  #: failures that are shown of each line
 
 
@@ -41,13 +43,7 @@ def render(results: Iterable[Result]) -> str:
             last = each.subject
         counts = f"{each.tried:,}", f"{len(each.failures):,}"
         lines.append((each.what, *counts, each.figures, each.verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    text = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(text)
+    return markdown(lines)
 
 
 def complaints(results: Iterable[Result]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.settings import Progress
-from firetrace.tracer.journal import FIRST_ROW, HEADER_BYTES, ROW_DTYPE, Rows
+from firetrace.tracer.journal import FIRST_ROW, HEADER_BYTES, ROW_BYTES, ROW_DTYPE, Rows
 from firetrace.tracer.reader import JournalReader
 from torture.checks import read
 from torture.firehose import Firehose, Witness, lost
@@ -75,11 +75,14 @@ def by_reader(journal: Path, seen: Seen) -> None:
 
 
 def by_mapping(journal: Path, seen: Seen) -> None:
-    """Map it; what is there at the first look is whole at the second."""
+    """Map it, to its last row; what is there at the first look is whole at the second."""
     with journal.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size // 32 * 32
-        if size <= HEADER_BYTES:
+        file.seek(HEADER_BYTES)
+        data = file.read()
+        starts = np.frombuffer(data[: len(data) // ROW_BYTES * ROW_BYTES], ROW_DTYPE)["start"]
+        if not starts.any():
             return
+        size = HEADER_BYTES + (int(np.flatnonzero(starts)[-1]) + 1) * ROW_BYTES
         with mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as memory:
             first = np.frombuffer(memory[HEADER_BYTES:], ROW_DTYPE)
             rows = np.frombuffer(memory[HEADER_BYTES:], ROW_DTYPE)

@@ -59,7 +59,8 @@ numbers of one thread rise with time. *Publication*: a row becomes visible with 
 written last; it is closed in place, flags first and ``end`` last. A reader therefore skips rows
 whose start is 0, looks again at rows whose end was 0, and need not trust any count. A read is not
 one moment: while the writer lives, what was read has to be read once more, and then the rows that
-the first read saw are whole.
+the first read saw are whole. When the writer ends, the file becomes shorter by the unused slots
+behind its last row: who maps it maps no more than up to a row that was seen there, or reads.
 
 A row flagged ``VOID`` was opened on a guess that proved wrong, or for a fetch that never began: it
 is no span, and its children belong to its parent.

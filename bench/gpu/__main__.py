@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench.environment import unset_variables, versions
 from bench.gpu.check import Check, Settings, guarded, render
 
 #: name -> module, and what in it makes the checks. What may leave CUDA in a bad state comes last.
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := missing():
         print(f"gpu-check: {reason}; nothing was checked")
         return 2
-    prepare_environment()
+    unset_variables()
     warned = Warned()
     with tempfile.TemporaryDirectory(prefix="firetrace-gpu-", dir=arguments.directory) as folder:
         os.environ["XDG_STATE_HOME"] = folder  # the user's list of runs is not for these
@@ -130,28 +130,15 @@ def missing() -> str:
     return ""
 
 
-def prepare_environment() -> None:
-    """Make runs alike."""
-    for name in list(os.environ):
-        if name.startswith(("OTEL_", "FIRETRACE_")):  # they would configure what is checked
-            del os.environ[name]
-
-
 def machine() -> str:
     """What the figures were taken on."""
     import torch
 
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
     return (
         f"{gpu.name}, CUDA {torch.version.cuda or torch.version.hip}, {os.cpu_count()} cores, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
-        f"{', '.join(versions)}"
+        f"{versions(PACKAGES)}"
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.table import markdown
+
 #: A phase is right within this part of it, and a phase that is shorter than 1 ms of that.
 PART, SHORT_NS = 0.02, 1_000_000
 
@@ -79,13 +81,7 @@ def render(checks: Iterable[Check]) -> str:
     """The table, as text that is also Markdown."""
     lines = [("", "measured", "bar", "")]
     lines += [(each.name, each.measured, each.bar, each.result) for each in checks]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    text = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(text)
+    return markdown(lines)
 
 
 def milliseconds(ns: float) -> str:
