@@ -1,7 +1,8 @@
 """Device: the CPU time that recording device time adds to a step of five phases.
 
-A loop of the events that MONAI's trainers fire, with a ``prepare_batch``: five phases, of which
-each gets a mark where it begins or ends, and its times when the device has passed that. The device
+A loop of the events that MONAI's trainers fire, with a ``prepare_batch`` that hands over two tensors
+on the device for two that are not there: five phases, of which each gets a mark where it begins or
+ends, and its times when the device has passed that, and the bytes that were copied. The device
 is one whose calls cost nothing (``bench.accelerator``), so this is what firetrace does itself; what
 CUDA takes for the same calls is not in it, and ``make gpu-check`` measures both on a real one.
 
@@ -28,20 +29,25 @@ ADDED = Bar(15, " \u00b5s")
 
 
 def build() -> Any:
-    """An engine that does nothing but say what MONAI's trainers say."""
+    """An engine that does nothing but say what MONAI's trainers say, of batches such as theirs."""
+    import torch
     from ignite.engine import Engine
     from monai.engines.utils import IterationEvents
 
+    from bench.accelerator import NullAccelerator
     from bench.training import PHASES
 
-    def process(engine: Any, batch: Any) -> None:
+    batch = {"image": torch.zeros(2), "label": torch.zeros(2)}
+    there = tuple(each.to(NullAccelerator.kind) for each in batch.values())
+
+    def process(engine: Any, number: int) -> None:
         engine.prepare_batch(batch)
         for event in PHASES:
             engine.fire_event(event)
 
     engine: Any = Engine(process)
     engine.register_events(*IterationEvents)
-    engine.prepare_batch = lambda batch: batch
+    engine.prepare_batch = lambda batch: there
     return engine
 
 

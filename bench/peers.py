@@ -126,9 +126,10 @@ class FiretraceDevice(FiretraceNoDevice):
 
         super().finish(turns)
         table = read_table(device_journal(open_run(self.directory).newest))
-        phases = table.rows[table.of_kind("device")]
-        if int((phases["end"] > 0).sum()) < 5 * (turns - 1):  # the first step's are not known yet
-            raise RuntimeError(f"{len(phases)} device spans of {turns} steps")
+        for kind, each in (("device", 4), ("copy", 1)):
+            phases = table.rows[table.of_kind(kind)]
+            if int((phases["end"] > 0).sum()) < each * (turns - 1):  # the first step's are unknown
+                raise RuntimeError(f"{len(phases)} {kind} spans of {turns} steps")
 
 
 class FiretraceData(Firetrace):
