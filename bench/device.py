@@ -1,10 +1,10 @@
 """Device: the CPU time that recording device time adds to a step of five phases.
 
-A loop of the events that MONAI's trainers fire, with a ``prepare_batch`` that hands over two tensors
-on the device for two that are not there: five phases, of which each gets a mark where it begins or
-ends, and its times when the device has passed that, and the bytes that were copied. The device
-is one whose calls cost nothing (``bench.accelerator``), so this is what firetrace does itself; what
-CUDA takes for the same calls is not in it, and ``make gpu-check`` measures both on a real one.
+A loop of the events that MONAI's trainers fire. Its ``prepare_batch`` hands over two tensors of
+MONAI's on the device for two that are not there. Of five phases each gets a mark
+where it begins or ends, and its times when the device has passed that. The device is one whose
+calls cost nothing (``bench.accelerator``): this is what firetrace does itself. What CUDA takes for
+the same calls is not in it, and ``make gpu-check`` measures both on a real one.
 
 Samples are taken as of the recording: a forked child runs the loop bare, then with the tracer, and
 hands over the difference. What device time adds is the difference of two of them of one round,
@@ -32,12 +32,13 @@ def build() -> Any:
     """An engine that does nothing but say what MONAI's trainers say, of batches such as theirs."""
     import torch
     from ignite.engine import Engine
+    from monai.data import MetaTensor
     from monai.engines.utils import IterationEvents
 
     from bench.accelerator import NullAccelerator
     from bench.training import PHASES
 
-    batch = {"image": torch.zeros(2), "label": torch.zeros(2)}
+    batch = {name: MetaTensor(torch.zeros(2)) for name in ("image", "label")}
     there = tuple(each.to(NullAccelerator.kind) for each in batch.values())
 
     def process(engine: Any, number: int) -> None:

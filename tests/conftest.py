@@ -82,6 +82,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
 
 
 @pytest.fixture
+def every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each step it is looked at what was copied, however short it is."""
+    from firetrace.tracer.device import marks
+
+    monkeypatch.setattr(marks, "COPIES_EVERY_NS", 0)
+
+
+@pytest.fixture
 def handler(gpu: SimulatedGpu, tmp_path: Path) -> TraceHandler:
     """One that records what is done on it."""
     from firetrace import TraceHandler

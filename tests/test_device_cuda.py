@@ -22,6 +22,25 @@ GIB = 2**30
 # Torch
 
 
+class Event:
+    """As in torch, where the one of ``torch.cuda`` is derived from one in C."""
+
+    calls: list[Any]
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: Any) -> None:
+        self.calls.append(("record", stream.stream_id))
+
+    def query(self) -> bool:
+        self.calls.append("query")
+        return True
+
+    def elapsed_time(self, last: Event) -> float:
+        return 1.5
+
+
 class Torch:
     """What ``torch`` is asked for, as it answers; each call is noted."""
 
@@ -56,13 +75,9 @@ class Torch:
         self.calls.append(("Stream", index))
         return SimpleNamespace(stream_id=99)
 
-    def Event(self, enable_timing: bool) -> Any:
-        assert enable_timing
-        return SimpleNamespace(
-            record=lambda stream: self.calls.append(("record", stream.stream_id)),
-            query=lambda: not self.calls.append("query"),  # type: ignore[func-returns-value]
-            elapsed_time=lambda last: 1.5,
-        )
+    @property
+    def Event(self) -> type[Event]:
+        return type("Event", (Event,), {"calls": self.calls})
 
     def memory_stats_as_nested_dict(self, index: int) -> Any:
         self.calls.append(("stats", index))
@@ -75,7 +90,8 @@ class Torch:
 
     def said(self) -> list[Any]:
         """The calls since the last time."""
-        calls, self.calls = self.calls, []
+        calls = self.calls[:]
+        self.calls.clear()
         return calls
 
 
@@ -92,6 +108,8 @@ def test_torch_has_what_is_asked_of_it() -> None:
     assert all(hasattr(torch.cuda, name) for name in asked)
     event = torch.cuda.Event
     assert all(hasattr(event, name) for name in ("record", "query", "elapsed_time"))
+    with_methods_in_c = vars(event.__base__).keys() & {"record", "query", "elapsed_time"}
+    assert len(with_methods_in_c) == (3 if torch.version.cuda or torch.version.hip else 0)
     assert isinstance(Cuda(Torch(), 0), Accelerator)
     assert not isinstance(True, Accelerator)
 
@@ -129,6 +147,17 @@ def test_a_torch_that_does_not_tell_its_stream(stood_in: Torch) -> None:
     assert [each for each in stood_in.said() if each[0] == "record"] == [
         ("record", 0), ("record", 3), ("record", 0),
     ]  # fmt: skip
+
+
+def test_events_that_are_not_in_c(stood_in: Torch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own methods are called then."""
+    monkeypatch.setattr(Torch, "Event", type("Event", (), {**vars(Event), "calls": stood_in.calls}))
+    cuda = Cuda(stood_in, 0)
+    event = cuda.event()
+    assert cuda.record(event) == 0
+    assert cuda.done(event)
+    assert cuda.elapsed_ms(event, event) == 1.5
+    assert stood_in.said() == [("current_stream", 0), ("record", 0), "capturing?", "query"]
 
 
 def test_comparisons_have_a_stream_of_their_own(stood_in: Torch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -16,9 +18,20 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
 from firetrace import TraceHandler
-from firetrace.tracer.device.copies import copied_bytes, size
+from firetrace.tracer.device.copies import Copies, size
+from firetrace.tracer.device.marks import COPIES_EVERY_NS
 from firetrace.tracer.journal import Flag
-from tests.support.launching import Parts, Recorded, cases, evaluator, finish, plain, supervised
+from tests.support.launching import (
+    MS,
+    US,
+    Parts,
+    Recorded,
+    cases,
+    evaluator,
+    finish,
+    plain,
+    supervised,
+)
 from tests.support.programs import on
 from tests.support.simulated import SimulatedGpu
 
@@ -175,6 +188,7 @@ def there_already() -> Iterator[dict[str, Any]]:
         yield {key: batch[key].to(META) for key in ("image", "label")}
 
 
+@pytest.mark.usefixtures("every_batch")
 @pytest.mark.parametrize("kind", [SupervisedTrainer, SupervisedEvaluator])
 @pytest.mark.parametrize("batches", [plain_batches, meta_tensors, there_already])
 def test_batches_that_are_copied(
@@ -213,6 +227,67 @@ def test_a_copy_without_a_span(gpu: SimulatedGpu, tmp_path: Path) -> None:
     assert not found.scalars("copied to device")
 
 
+def test_short_steps(gpu: SimulatedGpu, tmp_path: Path) -> None:
+    """Some are looked at, with all that they copy; the others are as the one before."""
+    steps, moves_at, step_ns = 200, 90, 2 * MS
+    image, label = torch.rand(2, 4), torch.rand(2, 4)
+
+    def prepare(batch: Any, *args: Any, **more: Any) -> Any:
+        if trainer.state.iteration < moves_at:
+            return image.to(META), label.to(META)
+        return batch
+
+    def process(engine: Any, batch: Any) -> None:
+        for _ in range(2):
+            gpu.launch(10 * US)
+            trainer.prepare_batch(batch, META)
+        gpu.time.pass_by(step_ns)
+
+    there = image.to(META), label.to(META)
+    data = [(image, label)] * (moves_at - 1) + [there] * (steps - moves_at + 1)
+    trainer = on_meta(SupervisedTrainer, data, iteration_update=process, prepare_batch=prepare)
+    handler = TraceHandler(tmp_path / "run", device=gpu)
+    handler.attach(trainer)
+    trainer.run()
+    found = finish(handler, gpu)
+    prepared = [span for span in found.spans() if span.name == "prepare_batch"]
+    assert len(prepared) == 2 * steps
+    copies = [span.iteration for span in prepared if span.kind == "copy"]
+    assert copies[: 2 * moves_at - 2] == sorted(2 * [*range(1, moves_at)])
+    late = len(copies) - (2 * moves_at - 2)  # until it was looked at again
+    assert late <= 2 * COPIES_EVERY_NS // step_ns
+    looked_at = [int(row["iteration"]) for row in found.device.scalars if row["epoch"]]
+    assert found.scalars("copied to device") == [64] * len(looked_at)
+    assert looked_at[0] == looked_at[1] == 1  # both of a step
+    assert len(looked_at) == 2 * len(set(looked_at))
+    between = np.diff(sorted(set(looked_at))) * step_ns
+    assert COPIES_EVERY_NS <= between.min() <= between.max() <= COPIES_EVERY_NS + 2 * step_ns
+
+
+def test_a_batch_is_not_kept(gpu: SimulatedGpu, tmp_path: Path) -> None:
+    """When its phase has ended nothing of firetrace's holds it."""
+    images: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def prepare(batch: torch.Tensor, *args: Any, **more: Any) -> Any:
+        images.append(weakref.ref(batch))
+        return batch.to(META), batch.to(META)
+
+    def process(engine: Any, batch: torch.Tensor) -> None:
+        alive.append(sum(each() is not None for each in images))
+        trainer.prepare_batch(batch, META)
+
+    data: Any = (torch.rand(2, 4) for _ in range(4))
+    trainer = on_meta(
+        SupervisedTrainer, data, iteration_update=process, prepare_batch=prepare, epoch_length=4
+    )
+    handler = TraceHandler(tmp_path / "run", device=gpu)
+    handler.attach(trainer)
+    trainer.run()
+    finish(handler, gpu)
+    assert alive == [0] * 4
+
+
 def test_a_batch_that_a_handler_prepares(gpu: SimulatedGpu, tmp_path: Path) -> None:
     """That is not the step's own."""
     trainer = on_meta(SupervisedTrainer, list(there_already()))
@@ -242,10 +317,11 @@ def test_what_is_in_a_batch() -> None:
         one, [one], (one, one), {"a": [{"b": one}]}, Lazy(a=one), [1] * 10**6 + [one], sparse,
         [one, *there], MetaTensor(one), torch.Size([1]), None, 7, "text", UserDict(a=one), one,
     ]  # fmt: skip
-    sizes = [copied_bytes(each, there, "meta") for each in given]
+    copies = Copies(torch, "meta")
+    sizes = [copies.bytes((each,), there) for each in given]
     assert sizes == [28] * 5 + [0, 28, 0, 28, 0, 0, 0, 0, 0, 28]
     assert size(sparse) == 3 * (2 * 8 + 4)
-    assert copied_bytes(one, [sparse.to("meta")], "meta") == 0
+    assert copies.bytes((one,), [sparse.to("meta")]) == 0
     loop: list[Any] = [one]
     loop.append(loop)
-    assert copied_bytes(loop, there, "meta") == 28
+    assert copies.bytes((loop,), there) == 28

@@ -59,6 +59,9 @@ def backend() -> Iterator[OtlpHttpServer]:
         yield server
 
 
+pytestmark = pytest.mark.usefixtures("every_batch")
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "BLOCK_WINDOWS", 1)

@@ -20,7 +20,7 @@ when it had done all that was queued before the phase ended (of kind ``copy``: t
 ``prepare_batch`` that copied the batch there). It is open, and begins when the phase began on the
 host, until its times are known; if they never were, it stays so where the process was killed, and
 else is flagged CUT and has no duration. An ``event`` row is a moment in which the device's memory
-was full. Scalars are bytes: what is allocated, from time to time, and what was copied there.
+was full. Scalars are bytes: what is allocated and what was copied there, from time to time.
 
 **Rows file.** The first 4096 bytes are the header:
 

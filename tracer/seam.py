@@ -191,9 +191,14 @@ class Call(Seam):
             return self.below(*args, **kwargs)
         tracer.guarded(pass_phase, recorder, (CALLED, self.phase), _when_called)
         result = self.below(*args, **kwargs)
-        if recorder.marks is not None and self.prepares:
-            tracer.guarded(recorder.marks.prepared, recorder, args, result)
-        tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
+        marks = recorder.marks if self.prepares else None
+        if marks is not None:
+            marks.prepared = args, result
+        try:
+            tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
+        finally:
+            if marks is not None:
+                marks.prepared = None  # the batch is the program's
         return result
 
     @property

@@ -2,57 +2,89 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 #: What is looked at of a batch, at most: it may carry lists of whatever it was made from.
 MOST = 64
+#: So many classes are remembered.
+MOST_TYPES = 256
+
+#: In place of how to get at the parts of an object, as its base class has them.
+NOTHING, TENSOR = "nothing", "a tensor"
 
 
-def copied_bytes(batch: Any, result: Any, kind: str) -> int:
-    """Bytes of the tensors in ``result`` that are on such a device and were not in ``batch``.
+class Copies:
+    """Counts what is copied to one kind of device.
 
-    0 where all of the batch was there before. Looked at are dicts, lists and tuples; what a class
-    of the program's would answer is not asked.
+    Args:
+        torch: the module.
+        kind: the ``type`` of the ``torch.device``.
     """
-    torch = sys.modules["torch"]
-    on_device = f"is_{kind}"  # ten times as fast as ``device.type``
-    with torch._C.DisableTorchFunctionSubclass():  # MONAI's tensors answer in Python: 20 us each
-        before, elsewhere = set[int](), False
-        for each in tensors(batch, torch.Tensor):
-            if getattr(each, on_device):
-                before.add(id(each))
-            else:
-                elsewhere = True
-        if not elsewhere:
+
+    def __init__(self, torch: Any, kind: str) -> None:
+        self._tensor = torch.Tensor
+        # MONAI's tensors answer in Python, 20 us each, unless they are told not to.
+        self._plainly = torch._C.DisableTorchFunctionSubclass
+        self._is_there = attrgetter(f"is_{kind}")  # ten times as fast as ``device.type``
+        self._types: dict[type, Any] = {torch.Tensor: TENSOR}
+
+    def bytes(self, given: Iterable[Any], result: Any) -> int:
+        """Bytes of the tensors in ``result`` that are on the device and were not in ``given``.
+
+        0 where all of what was given was there before. Looked at are dicts, lists and tuples; what
+        a class of the program's would answer is not asked.
+        """
+        before = self._tensors(given)
+        if not before:
             return 0
-        copied = 0
-        for each in tensors(result, torch.Tensor):
-            if getattr(each, on_device) and id(each) not in before:
-                copied += each.nbytes if each.layout is torch.strided else size(each)
+        with self._plainly():
+            is_there = self._is_there
+            for each in before:
+                if not is_there(each):
+                    break
+            else:
+                return 0
+            copied, known = 0, set(map(id, before))
+            for each in self._tensors((result,)):
+                if is_there(each) and id(each) not in known:
+                    try:
+                        copied += each.nbytes
+                    except RuntimeError:  # where it has no one memory
+                        copied += size(each)
         return copied
 
+    def _tensors(self, values: Iterable[Any]) -> list[Any]:
+        """The tensors in some objects, of their first parts."""
+        found, waiting, types = [], list(values), self._types
+        for each in waiting:  # which grows meanwhile
+            its = type(each)
+            parts = types[its] if its in types else self._look_at(its)
+            if parts is TENSOR:
+                found.append(each)
+            elif parts is not NOTHING:
+                waiting += islice(parts(each), MOST)
+                if len(waiting) > MOST:
+                    del waiting[MOST:]
+        return found
 
-def tensors(value: Any, tensor: type) -> list[Any]:
-    """The tensors in a batch, of its first parts."""
-    found: list[Any] = []
-    waiting = [value]
-    for each in waiting:  # which grows meanwhile
-        # A plain tensor is told at once; to ask of anything else whether it is one takes longest.
-        if type(each) is tensor:
-            found.append(each)
-        elif isinstance(each, dict):
-            waiting += islice(dict.values(each), MOST)
-        elif isinstance(each, list):
-            waiting += islice(list.__iter__(each), MOST)
-        elif isinstance(each, tuple):
-            waiting += islice(tuple.__iter__(each), MOST)
-        elif isinstance(each, tensor):
-            found.append(each)
-        if len(waiting) > MOST:
-            del waiting[MOST:]
-    return found
+    def _look_at(self, its: type) -> Any:
+        """What is in the objects of a class."""
+        if len(self._types) >= MOST_TYPES:
+            self._types.clear()
+        parts: Any = NOTHING
+        if issubclass(its, self._tensor):
+            parts = TENSOR
+        elif issubclass(its, dict):
+            parts = dict.values
+        elif issubclass(its, list):
+            parts = list.__iter__
+        elif issubclass(its, tuple):
+            parts = tuple.__iter__
+        self._types[its] = parts
+        return parts
 
 
 def size(tensor: Any) -> int:

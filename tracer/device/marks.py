@@ -6,11 +6,21 @@ has nothing of it stays as it is, and without a device no move knows of this.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from firetrace.tracer.device.copies import copied_bytes
-from firetrace.tracer.device.track import COPY, MOST_MARKS, UNMARKED, Step, Track
+from firetrace.tracer.device.copies import Copies
+from firetrace.tracer.device.track import (
+    COPIED,
+    COPY,
+    MOST_MARKS,
+    SCALAR,
+    UNMARKED,
+    Step,
+    Track,
+    bits_of,
+)
 from firetrace.tracer.moves import OTHER, RENAME, RIGHT, STEP, Move, Node, in_process_function
 
 if TYPE_CHECKING:
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
 ITERATION = 0xFFFFFFFF << 32  #: of a row's place
 #: In place of a mark's number: it is to be queued; there is none; it could not be queued.
 NEW, NONE, MISSED = -1, -2, -3
+#: Batches are looked at this often: to see what was copied takes about 7 us.
+COPIES_EVERY_NS = 20_000_000
 Actions = tuple[Callable[..., None], Callable[..., int], Callable[..., None]]
 
 
@@ -45,8 +57,13 @@ class Marks:
         self._began = False  # a step of this engine's goes on
         self._around: Step | None = None  # of the engine in whose step this one runs
         self._labels: dict[int, int] = {}
-        self._copied = 0
+        #: What a batch was prepared from and what became of it, while the phase's end is marked.
+        self.prepared: tuple[tuple[Any, ...], Any] | None = None
+        self._copies: Copies | None = None
+        self._looked = self._looked_in = 0  # Unix ns, and the step in which a batch was looked at
+        self._prepared_as: dict[int, int] = {}  # the label that the phase got then
         self._copy_label = track.label("copy", COPY)
+        self._copied_label = track.label("scalar", COPIED) | SCALAR << 24
 
     # Moves
 
@@ -85,7 +102,6 @@ class Marks:
         ends, guessed, label = known
         row = (top if guessed else recorder.phase_row) if ends else 0
         self.boundary(recorder, row, top if guessed else -before, label, True, at)
-        self._copied = 0  # it was of the phase that has ended, whether that has a span or not
 
     def _of_move(self, move: Move, node: Node) -> tuple[bool, bool, int]:
         """Whether a phase ends with a move, whether it had been guessed, and its label."""
@@ -129,7 +145,21 @@ class Marks:
                 else:
                     track.pool.append(event)
             if ends and at >= 0 and self._first >= 0 and step.stream == self._stream:
-                self._write(recorder, row, label, step.spans, at)
+                # Written open until it is settled. Its start is a guess until then: when the
+                # phase began on the host.
+                own = self._labels.get(label) or self._new_label(label)
+                place, pen = row | recorder.place & ITERATION, track.pen
+                if self.prepared is not None:
+                    own = self._with_copies(own, recorder.steps, place, recorder.boundary)
+                new = pen.next_row
+                if new < pen.last_row:
+                    pen.put_o(
+                        pen.target, new * 32 - pen.base, 0, own, place, self._since + self._shift
+                    )
+                    pen.next_row = new + 1
+                else:
+                    new = pen.write(0, own, place, 0, self._since + self._shift)
+                step.spans.append((new, self._first, at))
             elif row:
                 track.not_timed(self._reason(step, at) if ends else UNMARKED)
             if begins:
@@ -147,28 +177,25 @@ class Marks:
         full = len(step.marks) >= MOST_MARKS
         return "too many phases in a step" if full else "a graph is captured"
 
-    def _write(
-        self, recorder: Events, row: int, label: int, spans: list[tuple[int, int, int]], at: int
-    ) -> None:
-        """The phase in this row ended at a mark: write its span, which is open until it is settled.
+    def _with_copies(self, label: int, step: int, place: int, now: int) -> int:
+        """The label of the phase in which a batch was prepared: another one if it was copied.
 
-        Its start is a guess until then: when the phase began on the host.
+        Of steps that are shorter than ``COPIES_EVERY_NS`` not each is looked at; those between are
+        as the one before.
         """
-        own = self._labels.get(label) or self._new_label(label)
-        place = row | recorder.place & ITERATION
-        start = self._since + self._shift
-        pen = self.track.pen
-        if self._copied:
-            track, now = self.track, recorder.boundary + self._shift
-            track.scalar("copied to device", self._copied, place, now)
-            own, self._copied = self._copy_label, 0
-        new = pen.next_row
-        if new < pen.last_row:
-            pen.put_o(pen.target, new * 32 - pen.base, 0, own, place, start)
-            pen.next_row = new + 1
-        else:
-            new = pen.write(0, own, place, 0, start)
-        spans.append((new, self._first, at))
+        if step != self._looked_in and now - self._looked < COPIES_EVERY_NS:
+            return self._prepared_as.get(label, label)
+        self._looked_in, self._looked = step, now
+        torch = sys.modules.get("torch")
+        if torch is None or self.prepared is None:
+            return label
+        if self._copies is None:
+            self._copies = Copies(torch, self.track.accelerator.kind)
+        copied = self._copies.bytes(*self.prepared)
+        if copied:
+            self.track.pen.write(0, self._copied_label, place, bits_of(copied), now + self._shift)
+        found = self._prepared_as[label] = self._copy_label if copied else label
+        return found
 
     def _new_label(self, label: int) -> int:
         found = self._labels[label] = self.track.label("device", self._text(label & 0xFFFF))
@@ -231,14 +258,6 @@ class Marks:
             self._early = at if at >= 0 else MISSED
         except Exception as error:
             self._failed(error)
-
-    def prepared(self, recorder: Events, given: tuple[Any, ...], result: Any) -> None:
-        """A batch was prepared: see how much of what was given was copied to the device."""
-        if self.on and self.track.step is not None and in_process_function(recorder.node):
-            try:
-                self._copied = copied_bytes(given, result, self.track.accelerator.kind)
-            except Exception as error:
-                self._failed(error)
 
     def failed(self, recorder: Events, error: BaseException) -> dict[str, Any]:
         """An exception passes. Returns what to say of the span, if the device's memory was full."""

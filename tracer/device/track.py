@@ -33,10 +33,16 @@ AT_ONCE = 4
 #: What is allocated is looked at this often: it takes about 20 us. Less often as the budget fills.
 MEMORY_EVERY_NS = 20_000_000
 ANCHOR_EVERY_NS = 60 * 10**9
-COPY = "copy to device"
+COPY, COPIED = "copy to device", "copied to device"
 UNMARKED = "its beginning has no mark"
 MIXED = -1  #: in place of a stream: there were several
 _FLOAT, _BITS = struct.Struct("<d"), struct.Struct("<q")
+
+
+def bits_of(value: float) -> int:
+    """A number as the 64 bits that it is in a row."""
+    found: int = _BITS.unpack(_FLOAT.pack(value))[0]
+    return found
 
 
 class Step:
@@ -162,7 +168,9 @@ class Track:
 
     def _place(self, step: Step) -> None:
         elapsed, marks, base = self.accelerator.elapsed_ms, step.marks, step.base
-        event, time_ns, scale, settle = base.event, base.time_ns, base.scale, self.pen.settle
+        event, time_ns, scale = base.event, base.time_ns, base.scale
+        pen = self.pen
+        known, words, offset, settle = pen.first, pen.words, pen.end_at, pen.settle
         stream = MIXED if step.mixed else step.stream
         # Of one stream they follow one another; two comparisons of the clocks differ by some us.
         earliest = self._last_end if stream == self._last_stream != MIXED else 0
@@ -174,7 +182,12 @@ class Track:
                 start = earliest
             if last < start:
                 last = start
-            settle(row, start, last)
+            if row >= known:
+                at_word = row * 4 + offset
+                words[at_word + 1] = start
+                words[at_word] = last
+            else:
+                settle(row, start, last)
         self._last_end, self._last_stream = last, stream
 
     # What is allocated
@@ -192,9 +205,8 @@ class Track:
 
     def scalar(self, name: str, value: float, place: int, now: int) -> None:
         """Write a number: bytes."""
-        (bits,) = _BITS.unpack(_FLOAT.pack(value))
         label = self.label("scalar", name) | SCALAR << 24
-        self.pen.write(0, label, place, bits, now)
+        self.pen.write(0, label, place, bits_of(value), now)
 
     def out_of_memory(self, found: Memory | None, iteration: int, message: str) -> dict[str, Any]:
         """Write an instant, once, with what was allocated. Returns its attributes."""
