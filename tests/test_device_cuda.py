@@ -71,7 +71,8 @@ class Torch:
         self.calls.append("capturing?")
         return self.capturing
 
-    def Stream(self, index: int) -> Any:
+    def Stream(self, index: int, priority: int) -> Any:
+        assert priority < 0
         self.calls.append(("Stream", index))
         return SimpleNamespace(stream_id=99)
 

@@ -3,8 +3,8 @@
 Which kernels are a phase's follows from when they were launched: in the host's time of it. By its
 definition a device span begins when the phase has begun on the host *and* all that was launched
 before is done, and ends likewise; that is computed from the profiler's kernels, and compared.
-Where the device was busy until the phase had launched something, that is from the start of its
-first kernel to the end of its last, which is compared as well.
+Where the device was busy until the phase had launched something, and when the host was out of it,
+that is from the start of its first kernel to the end of its last, which is compared as well.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Compared:
     span: int  #: how long it took on the device, by firetrace
     expected: int  #: by the profiler, from the same boundary to the same boundary
     kernels: int  #: by the profiler, from its first kernel's start to the end of its last; 0: none
-    busy: bool  #: the device was busy until its first kernel had been launched
+    busy: bool  #: the device was, until its first kernel was launched and when the host left it
     inside: int  #: by how much the kernels lie inside the span, at the end that has less
 
 
 def compare(phases: list[Phase], trace: Trace, skipped: int = 0) -> list[Compared]:
     """Compare all phases that have times on the device, but those of the first steps."""
-    stream = trace.stream()
+    stream, whole = trace.stream(), trace.whole_from
     own = [each for each in trace.activities if each.stream == stream and each.launched]
     launched = np.array([each.launched for each in own], np.int64)
     starts = np.array([each.start for each in own], np.int64)
@@ -45,7 +45,7 @@ def compare(phases: list[Phase], trace: Trace, skipped: int = 0) -> list[Compare
     done = np.maximum.accumulate(ends)  # all that was launched until then
     found = []
     for each in phases:
-        if each.device is None or each.iteration <= skipped:
+        if each.device is None or each.iteration <= skipped or each.begin <= whole:
             continue
         first, last = np.searchsorted(launched, [each.begin, each.end]).tolist()
         before = int(done[first - 1]) if first else 0
@@ -55,7 +55,7 @@ def compare(phases: list[Phase], trace: Trace, skipped: int = 0) -> list[Compare
         if last > first:
             begins, ceases = int(starts[first:last].min()), int(ends[first:last].max())
             kernels, inside = ceases - begins, min(begins - start, end - ceases)
-            busy = before > int(launched[first])
+            busy = before > int(launched[first]) and after >= each.end
         expected = max(after, each.end) - max(before, each.begin)
         found.append(
             Compared(each.name, each.iteration, end - start, expected, kernels, busy, inside)

@@ -115,7 +115,8 @@ def idle(recorded: Recorded) -> float:
     """For which part of the steps nothing ran, by the profiler; the first and the last left out."""
     assert recorded.trace is not None
     recorded.trace.stream()  # raises where the profiler saw nothing
-    begun = [each.begin for each in recorded.of("forward")]
+    whole = recorded.trace.whole_from
+    begun = [each.begin for each in recorded.of("forward") if each.begin > whole]
     begin, end = begun[1], begun[-1]
     return 1 - recorded.trace.busy_ns(begin, end) / (end - begin)
 

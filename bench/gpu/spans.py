@@ -37,6 +37,8 @@ def training(
     assert trace is not None
     launched = sum(each.launched > 0 for each in trace.activities)
     seen = f"{launched:,} of {len(trace.activities):,}"
+    if trace.lost:
+        seen = f"{seen}; {len(trace.lost):,} launches without a kernel"
     yield Check(
         f"{what}: kernels of which the launch was seen", seen, "at least 99%",
         0 < len(trace.activities) * 0.99 <= launched,

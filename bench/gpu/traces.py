@@ -19,6 +19,7 @@ import numpy as np
 MARKERS = 8
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 ON_HOST = ("cuda_runtime", "cuda_driver")
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")  #: how such calls begin
 Marks = dict[str, tuple[int, int]]
 Document = dict[str, Any]
 
@@ -41,6 +42,13 @@ class Trace:
     begin: int  #: what was profiled began at the earliest,
     end: int  #: and ended at the latest
     error_ns: int  #: by which all of that may be off the monotonic clock
+    lost: tuple[int, ...] = ()  #: when kernels were launched that were not seen
+
+    @property
+    def whole_from(self) -> int:
+        """After that kernels were seen: the CUPTI of CUDA 12.6 to 13.0 may lose the first ones."""
+        middle = (self.begin + self.end) // 2
+        return max((at for at in self.lost if at < middle), default=0)
 
     def stream(self) -> int:
         """The one with the most activities.
@@ -132,19 +140,23 @@ def trace_of(document: Document, marks: Mapping[str, tuple[int, int]]) -> Trace:
     begin = max(after for name, (_, after) in marks.items() if " before " in name)
     end = min(before for name, (before, _) in marks.items() if " after " in name)
     launches: dict[Any, int] = {}
+    unseen: dict[Any, int] = {}
     calls, activities = [], []
     for each in whole:
         if each.get("cat") in ON_HOST:
             at, key = start(each) + offset, each.get("args", {}).get("correlation")
             if begin <= at < end:
                 calls.append((str(each["name"]).removesuffix("_ptsz"), at))
+                if calls[-1][0].startswith(LAUNCHES):
+                    unseen[key] = at
             launches[key] = min(at, launches.get(key, at))
     for each in whole:
         if each.get("cat") in ON_DEVICE:
             about, at = each.get("args", {}), start(each) + offset
             launched = launches.get(about.get("correlation"), 0)
+            unseen.pop(about.get("correlation"), None)
             activities.append(Activity(launched, at, at + took(each), int(about.get("stream", 0))))
-    return Trace(sorted(activities), calls, begin, end, error)
+    return Trace(sorted(activities), calls, begin, end, error, tuple(unseen.values()))
 
 
 def _offset(seen: list[tuple[int, int, int, int]]) -> tuple[int, int]:

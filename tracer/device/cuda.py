@@ -77,7 +77,8 @@ class Cuda:
         if self._cuda.is_current_stream_capturing():
             return False
         if self._aside is None:
-            self._aside = self._cuda.Stream(self._index)
+            # Of a higher priority: else it may share a queue of the GPU's with the program's.
+            self._aside = self._cuda.Stream(self._index, priority=-1)
         self._record(event, self._aside)
         return True
 
