@@ -84,9 +84,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
 @pytest.fixture
 def every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each step it is looked at what was copied, however short it is."""
-    from firetrace.tracer.device import marks
+    from firetrace.tracer.device import copies
 
-    monkeypatch.setattr(marks, "COPIES_EVERY_NS", 0)
+    monkeypatch.setattr(copies, "EVERY_NS", 0)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ has what is asked of it, by these names, is looked at in the real module.
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,6 +194,26 @@ def test_what_is_allocated(stood_in: Torch) -> None:
     stood_in.said()
     assert [cuda.memory(), cuda.memory()] == [None, None]
     assert stood_in.said() == [("stats", 1)]  # an allocator that cannot tell is asked once
+
+
+def test_a_signal_while_it_is_asked(stood_in: Torch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its handler raises is the program's, not the allocator's answer."""
+
+    def handle(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker is killed")
+
+    def asked(index: int) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(stood_in, "memory_stats_as_nested_dict", asked)
+    cuda, before = Cuda(stood_in, 1), signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(RuntimeError, match="worker is killed"):
+            cuda.memory()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    monkeypatch.undo()
+    assert cuda.memory() is not None
 
 
 def test_the_hardware(stood_in: Torch) -> None:

@@ -164,20 +164,25 @@ def test_data_none_has_steps_like_any_other() -> None:
 
 
 def test_prepare_batch_keeps_its_attributes() -> None:
-    """MONAI's may be an object with settings; what a program reads from it is still there."""
+    """MONAI's may be an object with settings, which a program reads, sets and deletes."""
 
     class Prepare:
-        extra = "a"
+        extra, scale = "a", 1.0
 
         def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            scales.append(self.scale)
             return batch["image"], batch["label"]
 
-    training = Training()
-    training.trainer.prepare_batch = Prepare()
+    training, scales = Training(), list[float]()
+    prepare = training.trainer.prepare_batch = Prepare()
     handler = TraceHandler()
     handler.attach(training.trainer)
+    training.trainer.prepare_batch.scale = 0.5
     training.trainer.run()
+    assert set(scales) == {0.5}
     assert training.trainer.prepare_batch.extra == "a"
+    del training.trainer.prepare_batch.scale
+    assert prepare.scale == 1
     assert "prepare_batch" in outline(tree(recorded(handler)))
 
 

@@ -163,6 +163,9 @@ GAN_CALLS = {
 
 
 CALLED, RETURNED = -1, -2  # keys for ``Recorder.pass_phase``
+#: What a ``Call`` has itself: whatever else a program sets, it sets in the function.
+OWN = frozenset({"below", "engine_ref", "name", "phase", "prepares", "recorder", "suspended",
+                 "tracer"})  # fmt: skip
 
 
 def _when_called(boundary: str, phase: str) -> tuple[None, str] | None:
@@ -190,15 +193,17 @@ class Call(Seam):
         if tracer is None or recorder is None:
             return self.below(*args, **kwargs)
         tracer.guarded(pass_phase, recorder, (CALLED, self.phase), _when_called)
-        result = self.below(*args, **kwargs)
         marks = recorder.marks if self.prepares else None
-        if marks is not None:
-            marks.prepared = args, result
+        look = None if marks is None else marks.look(recorder, self.phase, args, kwargs)
+        result = self.below(*args, **kwargs)
+        if marks is None or look is None:
+            tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
+            return result
+        marks.prepared = look, result
         try:
             tracer.guarded(pass_phase, recorder, (RETURNED, self.phase), _when_returned)
         finally:
-            if marks is not None:
-                marks.prepared = None  # the batch is the program's
+            marks.prepared = None  # the batch is the program's
         return result
 
     @property
@@ -213,6 +218,16 @@ class Call(Seam):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["below"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it where the function itself finds it, such as the weight of a loss."""
+        if name in OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.below, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.below, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.below, memo)

@@ -1,23 +1,86 @@
-"""How much of a batch was copied to a device, by what was given and what came back."""
+"""Which batches are copied to a device, and how much of them: by what is given and what comes back.
+
+A batch is looked at before it is prepared and after, not in every step if steps are short.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import islice
-from operator import attrgetter
 from typing import Any
 
+from firetrace.tracer.blame import raised_by_signal_handler
+
+#: Batches are looked at this often: to see what was copied takes about 8 us.
+EVERY_NS = 20_000_000
+#: So many batches of a step are told apart.
+MOST_BATCHES = 512
 #: What is looked at of a batch, at most: it may carry lists of whatever it was made from.
 MOST = 64
-#: So many classes are remembered.
-MOST_TYPES = 256
+CONTAINERS = dict, list, tuple
 
-#: In place of how to get at the parts of an object, as its base class has them.
-NOTHING, TENSOR = "nothing", "a tensor"
+#: The tensors that a sparse one is made of, by its layout: ``nbytes`` is that of the dense one.
+_ROWS, _COLUMNS = "crow_indices col_indices values", "ccol_indices row_indices values"
+SPARSE = {
+    "sparse_coo": "_indices _values", "sparse_csr": _ROWS, "sparse_bsr": _ROWS,
+    "sparse_csc": _COLUMNS, "sparse_bsc": _COLUMNS,
+}  # fmt: skip
+
+
+#: Which batch of a step it is: the phase, and how many were prepared before. And where it is: the
+#: ids of its tensors that are on the device (None: all are); or, without a look, whether the same
+#: one was copied when it was looked at.
+Look = tuple[tuple[str, int], "set[int] | bool | None"]
+
+
+class Batches:
+    """The batches that one engine prepares.
+
+    Args:
+        kind: the ``type`` of the ``torch.device`` that they are for.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._copies: Copies | None = None
+        self._looked = self._looked_in = 0  # Unix ns, and the step in which they were looked at
+        self._step = self._count = 0  # the last one that has any, and how many
+        self._copied: dict[tuple[str, int], bool] = {}  # when each was looked at
+
+    def look(self, phase: str, step: int, now: int, given: Iterable[Any]) -> Look:
+        """A batch is about to be prepared."""
+        if step != self._step:
+            self._step, self._count = step, 0
+        which = phase, self._count
+        self._count = min(self._count + 1, MOST_BATCHES)
+        copied = self._copied.get(which)
+        if copied is not None and step != self._looked_in and now - self._looked < EVERY_NS:
+            return which, copied
+        self._looked_in, self._looked = step, now
+        if self._copies is None:
+            torch = sys.modules.get("torch")
+            if torch is None:
+                return which, False
+            self._copies = Copies(torch, self._kind)
+        return which, self._copies.there(given)
+
+    def copied(self, look: Look, result: Any) -> tuple[bool, int]:
+        """Whether a batch was copied, and how many bytes; 0: it was not looked at."""
+        which, there = look
+        if there is True or there is False:
+            return there, 0
+        size = 0
+        if there is not None and self._copies is not None:
+            size = self._copies.bytes(there, result)
+        self._copied[which] = size > 0
+        return size > 0, size
 
 
 class Copies:
     """Counts what is copied to one kind of device.
+
+    Nothing of the program's is asked, and no class of its own is kept: that may hold a batch.
 
     Args:
         torch: the module.
@@ -25,71 +88,62 @@ class Copies:
     """
 
     def __init__(self, torch: Any, kind: str) -> None:
-        self._tensor = torch.Tensor
-        # MONAI's tensors answer in Python, 20 us each, unless they are told not to.
-        self._plainly = torch._C.DisableTorchFunctionSubclass
-        self._is_there = attrgetter(f"is_{kind}")  # ten times as fast as ``device.type``
-        self._types: dict[type, Any] = {torch.Tensor: TENSOR}
+        tensor = self._tensor = torch.Tensor
+        # MONAI's tensors answer in Python, 20 us each, unless they are told not to; so do modes.
+        self._plainly = torch._C.DisableTorchFunction
+        self._is_there = getattr(tensor, f"is_{kind}").__get__  # quicker than ``device.type``
+        self._bytes, self._layout = tensor.nbytes.__get__, tensor.layout.__get__
+        self._sparse = {
+            getattr(torch, layout): [getattr(tensor, part) for part in parts.split()]
+            for layout, parts in SPARSE.items()
+            if hasattr(torch, layout)
+        }
 
-    def bytes(self, given: Iterable[Any], result: Any) -> int:
-        """Bytes of the tensors in ``result`` that are on the device and were not in ``given``.
-
-        0 where all of what was given was there before. Looked at are dicts, lists and tuples; what
-        a class of the program's would answer is not asked.
-        """
-        before = self._tensors(given)
-        if not before:
-            return 0
+    def there(self, given: Iterable[Any]) -> set[int] | None:
+        """The ids of the tensors that are on the device; None: all are. In dicts, lists, tuples."""
+        found, all_there, is_there = set[int](), True, self._is_there
         with self._plainly():
-            is_there = self._is_there
-            for each in before:
-                if not is_there(each):
-                    break
-            else:
-                return 0
-            copied, known = 0, set(map(id, before))
+            for each in self._tensors(given):
+                if is_there(each):
+                    found.add(id(each))
+                else:
+                    all_there = False
+        return None if all_there else found
+
+    def bytes(self, there: set[int], result: Any) -> int:
+        """Bytes of the tensors in ``result`` that are on the device and were not there before."""
+        copied, is_there = 0, self._is_there
+        with self._plainly():
             for each in self._tensors((result,)):
-                if is_there(each) and id(each) not in known:
-                    try:
-                        copied += each.nbytes
-                    except RuntimeError:  # where it has no one memory
-                        copied += size(each)
+                if is_there(each) and id(each) not in there:
+                    copied += self.size(each)
         return copied
+
+    def size(self, tensor: Any) -> int:
+        """Bytes of a tensor; 0 where that cannot be told."""
+        try:
+            parts = self._sparse.get(self._layout(tensor))
+            if parts is None:
+                return int(self._bytes(tensor))
+            return sum(self._bytes(part(tensor)) for part in parts)
+        except (RuntimeError, AttributeError) as error:
+            if raised_by_signal_handler(error):
+                raise
+            return 0
 
     def _tensors(self, values: Iterable[Any]) -> list[Any]:
         """The tensors in some objects, of their first parts."""
-        found, waiting, types = [], list(values), self._types
+        found, waiting, tensor = [], list(values), self._tensor
         for each in waiting:  # which grows meanwhile
             its = type(each)
-            parts = types[its] if its in types else self._look_at(its)
-            if parts is TENSOR:
+            if its is tensor or issubclass(its, tensor):
                 found.append(each)
-            elif parts is not NOTHING:
-                waiting += islice(parts(each), MOST)
+            elif issubclass(its, CONTAINERS):
+                if issubclass(its, dict):
+                    parts: Any = dict.values(each)
+                else:
+                    parts = (list if issubclass(its, list) else tuple).__iter__(each)
+                waiting += islice(parts, MOST)
                 if len(waiting) > MOST:
                     del waiting[MOST:]
         return found
-
-    def _look_at(self, its: type) -> Any:
-        """What is in the objects of a class."""
-        if len(self._types) >= MOST_TYPES:
-            self._types.clear()
-        parts: Any = NOTHING
-        if issubclass(its, self._tensor):
-            parts = TENSOR
-        elif issubclass(its, dict):
-            parts = dict.values
-        elif issubclass(its, list):
-            parts = list.__iter__
-        elif issubclass(its, tuple):
-            parts = tuple.__iter__
-        self._types[its] = parts
-        return parts
-
-
-def size(tensor: Any) -> int:
-    """Bytes of a tensor that is not strided; 0 where that cannot be told."""
-    try:
-        return int(tensor._indices().nbytes + tensor._values().nbytes)
-    except (RuntimeError, NotImplementedError, AttributeError):
-        return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from firetrace.tracer.blame import raised_by_signal_handler
 from firetrace.tracer.device.memory import Memory
 
 UNRECORDED = -1
@@ -90,7 +91,9 @@ class Cuda:
         """What torch has allocated on it."""
         try:
             found = self._cuda.memory_stats_as_nested_dict(self._index) if self._tells else None
-        except RuntimeError:  # a pluggable allocator's answer
+        except RuntimeError as error:  # a pluggable allocator's answer
+            if raised_by_signal_handler(error):
+                raise
             found, self._tells = None, False
         if not found:
             return None

@@ -6,11 +6,10 @@ has nothing of it stays as it is, and without a device no move knows of this.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from firetrace.tracer.device.copies import Copies
+from firetrace.tracer.device.copies import Batches, Look
 from firetrace.tracer.device.track import (
     COPIED,
     COPY,
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 ITERATION = 0xFFFFFFFF << 32  #: of a row's place
 #: In place of a mark's number: it is to be queued; there is none; it could not be queued.
 NEW, NONE, MISSED = -1, -2, -3
-#: Batches are looked at this often: to see what was copied takes about 7 us.
-COPIES_EVERY_NS = 20_000_000
 Actions = tuple[Callable[..., None], Callable[..., int], Callable[..., None]]
 
 
@@ -57,11 +54,9 @@ class Marks:
         self._began = False  # a step of this engine's goes on
         self._around: Step | None = None  # of the engine in whose step this one runs
         self._labels: dict[int, int] = {}
-        #: What a batch was prepared from and what became of it, while the phase's end is marked.
-        self.prepared: tuple[tuple[Any, ...], Any] | None = None
-        self._copies: Copies | None = None
-        self._looked = self._looked_in = 0  # Unix ns, and the step in which a batch was looked at
-        self._prepared_as: dict[int, int] = {}  # the label that the phase got then
+        self._batches = Batches(track.accelerator.kind)
+        #: Where a batch was and what became of it, while the end of its phase is marked.
+        self.prepared: tuple[Look, Any] | None = None
         self._copy_label = track.label("copy", COPY)
         self._copied_label = track.label("scalar", COPIED) | SCALAR << 24
 
@@ -150,7 +145,7 @@ class Marks:
                 own = self._labels.get(label) or self._new_label(label)
                 place, pen = row | recorder.place & ITERATION, track.pen
                 if self.prepared is not None:
-                    own = self._with_copies(own, recorder.steps, place, recorder.boundary)
+                    own = self._with_copies(own, place, recorder.boundary + self._shift)
                 new = pen.next_row
                 if new < pen.last_row:
                     pen.put_o(
@@ -177,25 +172,13 @@ class Marks:
         full = len(step.marks) >= MOST_MARKS
         return "too many phases in a step" if full else "a graph is captured"
 
-    def _with_copies(self, label: int, step: int, place: int, now: int) -> int:
-        """The label of the phase in which a batch was prepared: another one if it was copied.
-
-        Of steps that are shorter than ``COPIES_EVERY_NS`` not each is looked at; those between are
-        as the one before.
-        """
-        if step != self._looked_in and now - self._looked < COPIES_EVERY_NS:
-            return self._prepared_as.get(label, label)
-        self._looked_in, self._looked = step, now
-        torch = sys.modules.get("torch")
-        if torch is None or self.prepared is None:
-            return label
-        if self._copies is None:
-            self._copies = Copies(torch, self.track.accelerator.kind)
-        copied = self._copies.bytes(*self.prepared)
-        if copied:
-            self.track.pen.write(0, self._copied_label, place, bits_of(copied), now + self._shift)
-        found = self._prepared_as[label] = self._copy_label if copied else label
-        return found
+    def _with_copies(self, label: int, place: int, now: int) -> int:
+        """The label of the phase in which a batch was prepared: another one if it was copied."""
+        assert self.prepared is not None
+        copied, size = self._batches.copied(*self.prepared)
+        if size:
+            self.track.pen.write(0, self._copied_label, place, bits_of(size), now)
+        return self._copy_label if copied else label
 
     def _new_label(self, label: int) -> int:
         found = self._labels[label] = self.track.label("device", self._text(label & 0xFFFF))
@@ -258,6 +241,19 @@ class Marks:
             self._early = at if at >= 0 else MISSED
         except Exception as error:
             self._failed(error)
+
+    def look(
+        self, recorder: Events, phase: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Look | None:
+        """A batch is about to be prepared from this: where it is. None: nothing is told of it."""
+        if not self.on or self.track.step is None:
+            return None
+        try:
+            given = *args, *kwargs.values()
+            return self._batches.look(phase, recorder.steps, recorder.boundary, given)
+        except Exception as error:
+            self._failed(error)
+            return None
 
     def failed(self, recorder: Events, error: BaseException) -> dict[str, Any]:
         """An exception passes. Returns what to say of the span, if the device's memory was full."""
