@@ -168,6 +168,7 @@ def test_prepare_batch_keeps_its_attributes() -> None:
 
     class Prepare:
         extra, scale = "a", 1.0
+        name = phase = tracer = recorder = below = engine = "the program's"
 
         def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
             scales.append(self.scale)
@@ -180,10 +181,27 @@ def test_prepare_batch_keeps_its_attributes() -> None:
     training.trainer.prepare_batch.scale = 0.5
     training.trainer.run()
     assert set(scales) == {0.5}
-    assert training.trainer.prepare_batch.extra == "a"
+    found = training.trainer.prepare_batch
+    assert found.extra == "a"
+    assert {found.name, found.phase, found.tracer, found.below, found.engine, found.recorder} == {
+        "the program's"
+    }
+    assert vars(found) == vars(prepare) == {"scale": 0.5}
     del training.trainer.prepare_batch.scale
     assert prepare.scale == 1
     assert "prepare_batch" in outline(tree(recorded(handler)))
+
+
+def test_prepare_batch_is_put_back() -> None:
+    """Also where the engine is attached again."""
+    training = Training()
+    prepare = training.trainer.prepare_batch
+    handler = TraceHandler()
+    for _ in range(2):
+        handler.attach(training.trainer)
+        assert training.trainer.prepare_batch is not prepare
+        handler.detach(training.trainer)
+        assert training.trainer.prepare_batch is prepare
 
 
 def test_a_copied_engine_can_be_traced_itself() -> None:

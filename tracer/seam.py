@@ -163,9 +163,6 @@ GAN_CALLS = {
 
 
 CALLED, RETURNED = -1, -2  # keys for ``Recorder.pass_phase``
-#: What a ``Call`` has itself: whatever else a program sets, it sets in the function.
-OWN = frozenset({"below", "engine_ref", "name", "phase", "prepares", "recorder", "suspended",
-                 "tracer"})  # fmt: skip
 
 
 def _when_called(boundary: str, phase: str) -> tuple[None, str] | None:
@@ -208,34 +205,52 @@ class Call(Seam):
 
     @property
     def stands_in(self) -> Any:
-        """The object itself: the function may be an object that has attributes."""
-        return self
+        """An object that looks like the function, which may be one that has attributes.
+
+        A new one each time, as a bound method is: the two would be garbage together else.
+        """
+        return Standing(self)
+
+
+class Standing:
+    """What lies in the engine for a ``Call``. All that a program finds there is the function's."""
+
+    __slots__ = ("__weakref__", "_firetrace")
+
+    def __init__(self, call: Call) -> None:
+        object.__setattr__(self, "_firetrace", call)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self._firetrace(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Standing and self._firetrace is other._firetrace
+
+    def __hash__(self) -> int:
+        return hash(self._firetrace)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """The function's: a program may ask what kind of inferer it has."""
-        return type(self.below)
+        return type(self._firetrace.below)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["below"], name)
+        return getattr(self._firetrace.below, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set it where the function itself finds it, such as the weight of a loss."""
-        if name in OWN:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.below, name, value)
+        setattr(self._firetrace.below, name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self.below, name)
+        delattr(self._firetrace.below, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.below, memo)
+        return copy.deepcopy(self._firetrace.below, memo)
 
     def __reduce__(self) -> Any:
-        return copy.copy, (self.below,)
+        return copy.copy, (self._firetrace.below,)
 
     @property
     def __wrapped__(self) -> Any:
         """The function behind."""
-        return self.below
+        return self._firetrace.below
