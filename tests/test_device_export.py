@@ -61,11 +61,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
     return SimulatedGpu(label="cuda:0", rate=1 + 20e-6, time=MadeTime(monkeypatch))
 
 
-pytestmark = pytest.mark.usefixtures("every_batch")
-
-
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch: pytest.MonkeyPatch, every_batch: None) -> None:
     monkeypatch.setattr(stream, "BLOCK_WINDOWS", 1)
 
 

@@ -59,11 +59,8 @@ def backend() -> Iterator[OtlpHttpServer]:
         yield server
 
 
-pytestmark = pytest.mark.usefixtures("every_batch")
-
-
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch: pytest.MonkeyPatch, every_batch: None) -> None:
     monkeypatch.setattr(stream, "BLOCK_WINDOWS", 1)
 
 

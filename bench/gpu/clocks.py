@@ -30,8 +30,9 @@ def errors(machine: Machine, busy: bool) -> list[float]:
         machine.synchronize()
         if busy:
             machine.work(BUSY_MS)
-        base = DeviceClock(machine.accelerator(), time.monotonic_ns).look(time.monotonic_ns())
-        found.append(float("inf") if base is None else float(base.error_ns))
+        clock = DeviceClock(machine.accelerator(), time.monotonic_ns)
+        clock.compare()
+        found.append(float("inf") if clock.base is None else float(clock.base.error_ns))
     machine.synchronize()
     return found
 

@@ -48,16 +48,11 @@ class DeviceClock:
         self._accelerator, self._now = accelerator, now
         self.base: Base | None = None
         self._first: Base | None = None  # from which the rate is known
-        self._due = 0
+        self.due = 0  #: when they are to be compared the next time
         self._spare: Any = None  # an event that was not reached soon enough
 
-    def look(self, now: int) -> Base | None:
-        """Compare the clocks if that is due. Returns the newest base; None: there is none yet."""
-        if now >= self._due:
-            self._compare()
-        return self.base
-
-    def _compare(self) -> None:
+    def compare(self) -> None:
+        """Compare the clocks. If it can be done now there is a new base."""
         accelerator, old = self._accelerator, self.base
         event = self._spare or accelerator.event()
         self._spare = event
@@ -65,7 +60,7 @@ class DeviceClock:
             accelerator.done(event)
         before = self._now()
         if old is not None:
-            self._due = before + AGAIN_NS
+            self.due = before + AGAIN_NS
         if not accelerator.record_aside(event):
             return
         for _ in range(ASKED):
@@ -75,7 +70,7 @@ class DeviceClock:
             return
         after = self._now()
         self._spare = None
-        self._due = after + EVERY_NS
+        self.due = after + EVERY_NS
         error, scale = (after - before) // 2 + 1, MS if old is None else old.scale
         new = Base(event, (before + after) // 2, error, scale)
         if old is not None:

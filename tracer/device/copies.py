@@ -6,7 +6,7 @@ A batch is looked at before it is prepared and after, not in every step if steps
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -48,8 +48,10 @@ class Batches:
         self._step = self._count = 0  # the last one that has any, and how many
         self._copied: dict[tuple[str, int], bool] = {}  # when each was looked at
 
-    def look(self, phase: str, step: int, now: int, given: Iterable[Any]) -> Look:
-        """A batch is about to be prepared."""
+    def look(
+        self, phase: str, step: int, now: int, args: Iterable[Any], more: Mapping[str, Any]
+    ) -> Look:
+        """A batch is about to be prepared from these arguments."""
         if step != self._step:
             self._step, self._count = step, 0
         which = phase, self._count
@@ -63,7 +65,7 @@ class Batches:
             if torch is None:
                 return which, False
             self._copies = Copies(torch, self._kind)
-        return which, self._copies.there(given)
+        return which, self._copies.there([*args, *more.values()])
 
     def copied(self, look: Look, result: Any) -> tuple[bool, int]:
         """Whether a batch was copied, and how many bytes; 0: it was not looked at."""

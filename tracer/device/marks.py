@@ -249,8 +249,7 @@ class Marks:
         if not self.on or self.track.step is None:
             return None
         try:
-            given = *args, *kwargs.values()
-            return self._batches.look(phase, recorder.steps, recorder.boundary, given)
+            return self._batches.look(phase, recorder.steps, recorder.boundary, args, kwargs)
         except Exception as error:
             self._failed(error)
             return None
@@ -342,4 +341,12 @@ def marked(marks: Marks, move: Move, ends: bool, begins: bool, label: int) -> Ac
             if ends_step:
                 marks.end_step(recorder)
 
-    return action, begin, finish
+    def quick_action(recorder: Events, move: Move, now: int, engine: Any) -> None:
+        """The same where a phase ends as was guessed, which is what most events do."""
+        top = recorder.stack[-1]
+        plain_action(recorder, move, now, engine)
+        if marks.on:
+            boundary(recorder, top, top, label, begins)
+
+    quick = guessed and not begins_step and not ends_step
+    return quick_action if quick else action, begin, finish

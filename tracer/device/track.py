@@ -102,7 +102,10 @@ class Track:
         if len(self._waiting) >= MOST_STEPS:
             self.refused = "the device is too far behind"
             return
-        base = self._clock.look(now)
+        clock = self._clock
+        if now >= clock.due:
+            clock.compare()
+        base = clock.base
         if base is None:
             self.refused = "the clocks could not be compared"
             return
