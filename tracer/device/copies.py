@@ -28,10 +28,11 @@ SPARSE = {
 }  # fmt: skip
 
 
-#: Which batch of a step it is: the phase, and how many were prepared before. And where it is: the
-#: ids of its tensors that are on the device (None: all are); or, without a look, whether the same
-#: one was copied when it was looked at.
-Look = tuple[tuple[str, int], "set[int] | bool | None"]
+#: Which batch of a step it is: the phase, and how many were prepared before.
+Which = tuple[str, int]
+#: Where a batch is: the ids of its tensors that are on the device (None: all are). Or, of one that
+#: is not looked at, whether the same one of an earlier step was copied.
+Look = tuple[Which, "set[int] | None"] | bool
 
 
 class Batches:
@@ -46,7 +47,7 @@ class Batches:
         self._copies: Copies | None = None
         self._looked = self._looked_in = 0  # Unix ns, and the step in which they were looked at
         self._step = self._count = 0  # the last one that has any, and how many
-        self._copied: dict[tuple[str, int], bool] = {}  # when each was looked at
+        self._copied: dict[Which, bool] = {}  # when each was looked at
 
     def look(
         self, phase: str, step: int, now: int, args: Iterable[Any], more: Mapping[str, Any]
@@ -58,25 +59,22 @@ class Batches:
         self._count = min(self._count + 1, MOST_BATCHES)
         copied = self._copied.get(which)
         if copied is not None and step != self._looked_in and now - self._looked < EVERY_NS:
-            return which, copied
+            return copied
         self._looked_in, self._looked = step, now
         if self._copies is None:
             torch = sys.modules.get("torch")
             if torch is None:
-                return which, False
+                return False
             self._copies = Copies(torch, self._kind)
         return which, self._copies.there([*args, *more.values()])
 
-    def copied(self, look: Look, result: Any) -> tuple[bool, int]:
-        """Whether a batch was copied, and how many bytes; 0: it was not looked at."""
-        which, there = look
-        if there is True or there is False:
-            return there, 0
+    def copied(self, which: Which, there: set[int] | None, result: Any) -> int:
+        """How many bytes of a batch that was looked at were copied."""
         size = 0
         if there is not None and self._copies is not None:
             size = self._copies.bytes(there, result)
         self._copied[which] = size > 0
-        return size > 0, size
+        return size
 
 
 class Copies:

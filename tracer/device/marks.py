@@ -175,10 +175,14 @@ class Marks:
     def _with_copies(self, label: int, place: int, now: int) -> int:
         """The label of the phase in which a batch was prepared: another one if it was copied."""
         assert self.prepared is not None
-        copied, size = self._batches.copied(*self.prepared)
-        if size:
-            self.track.pen.write(0, self._copied_label, place, bits_of(size), now)
-        return self._copy_label if copied else label
+        look, result = self.prepared
+        if look is True or look is False:
+            return self._copy_label if look else label
+        size = self._batches.copied(*look, result)
+        if not size:
+            return label
+        self.track.pen.write(0, self._copied_label, place, bits_of(size), now)
+        return self._copy_label
 
     def _new_label(self, label: int) -> int:
         found = self._labels[label] = self.track.label("device", self._text(label & 0xFFFF))
