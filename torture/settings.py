@@ -27,6 +27,6 @@ class Settings:
     def brief(cls, workspace: Path, seed: int = 0) -> Settings:
         """What runs on every change: every kind of fault, fewer of each."""
         return cls(
-            workspace, seed, short=True, kills=12, relayed_kills=2, journals=100, commands=3,
-            fuzz_seconds=3, long_spans=300_000, stragglers=1, events=100_000,
+            workspace, seed, short=True, kills=9, relayed_kills=2, journals=80, commands=3,
+            fuzz_seconds=2, long_spans=300_000, stragglers=1, events=100_000,
         )  # fmt: skip
