@@ -266,7 +266,7 @@ def test_a_batch_of_odd_classes() -> None:
 
     lying = type("Lying", (type,), {"__eq__": asked, "__hash__": asked})
     made = type("Tensor", (torch.Tensor,), {
-        "is_meta": property(asked), "nbytes": property(asked), "layout": property(asked),
+        "device": property(asked), "nbytes": property(asked), "layout": property(asked),
         "__getattribute__": asked, "__torch_function__": classmethod(asked),
     })  # fmt: skip
     tensor: Any = torch.Tensor._make_subclass(made, torch.empty(5, device="meta"))
