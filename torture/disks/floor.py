@@ -128,12 +128,8 @@ class Hoarder:
         # Outside of steps, of which fewer and fewer would be recorded as the room runs out.
         engine.add_event_handler(Events.EPOCH_COMPLETED, be_busy)
         saved = 0
-        checkpoint = Checkpoint(
-            {"model": model}, DiskSaver(str(self.place / "saved"), create_dir=True),
-            n_saved=2, global_step_transform=lambda engine, event: engine.state.epoch,
-        )  # fmt: skip
 
-        def save(engine: Engine) -> None:
+        def save(engine: Engine, checkpoint: Checkpoint) -> None:
             nonlocal saved
             scale.weigh()
             checkpoint(engine)
@@ -142,8 +138,12 @@ class Hoarder:
             saved += 1
             scale.weigh()
 
-        if saves:
-            engine.add_event_handler(Events.EPOCH_COMPLETED(every=SAVE_EVERY), save)
+        if saves:  # only one does, as not even the folder can be made by two at once
+            checkpoint = Checkpoint(
+                {"model": model}, DiskSaver(str(self.place / "saved"), create_dir=True),
+                n_saved=2, global_step_transform=lambda engine, event: engine.state.epoch,
+            )  # fmt: skip
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=SAVE_EVERY), save, checkpoint)
         handler.attach(engine)
         engine.run(range(2), max_epochs=self.epochs)
         return saved
