@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from firetrace.exporters.selection import Selection
 from firetrace.tui import app as app_module
 from firetrace.tui.actions import Part, new_path
 from firetrace.tui.app import WatchApp
+from firetrace.tui.feed import Waiting
 from firetrace.tui.widgets.headline import Headline
 from firetrace.tui.widgets.heat_strip import HeatStrip
 from firetrace.tui.widgets.lines_view import AXIS_LINES
@@ -181,6 +183,24 @@ async def test_the_row_under_the_cursor_stays_where_it_is() -> None:
             assert row_of_cursor(pilot) == chosen
             await pilot.press("f")
             await until_shown(pilot, "FOLLOW", "step 24 (open ")
+
+
+async def test_what_is_read_while_it_closes_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its widgets are removed first; a reading that comes then looks for none of them."""
+    app = WatchApp(str(record(epochs=1)))
+    close_all = app._close_all
+
+    async def close_slowly() -> None:
+        await app.screen_stack[0].query("*").remove()
+        for found in (app.shown, Waiting("none yet")):
+            assert found is not None
+            assert app.post_message(WatchApp.Read(found))
+            await asyncio.sleep(0.1)
+        await close_all()
+
+    async with app.run_test(size=SIZE) as pilot:
+        await until_shown(pilot, "DONE")
+        monkeypatch.setattr(app, "_close_all", close_slowly)
 
 
 async def test_pausing_holds_the_picture_and_misses_nothing() -> None:

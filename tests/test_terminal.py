@@ -28,7 +28,7 @@ class Terminal:
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
-            [*self._tmux, *arguments], capture_output=True, text=True, timeout=10, check=True
+            [*self._tmux, *arguments], capture_output=True, text=True, timeout=60, check=True
         )
         return done.stdout
 
@@ -48,7 +48,7 @@ class Terminal:
         )
 
     def until(self, condition: Callable[[str], object]) -> str:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition(shown := self.screen()):
             assert time.monotonic() < deadline, shown
             time.sleep(0.05)
@@ -195,13 +195,14 @@ def test_a_program_outlives_the_app_that_it_ran_under(terminal: Terminal, progra
 
 
 def test_whoever_ends_the_app_gets_the_terminal_back(
-    terminal: Terminal, training: subprocess.Popen[bytes], own_folders: Path
+    terminal: Terminal, training: subprocess.Popen[bytes], tmp_path: Path, own_folders: Path
 ) -> None:
     """A SIGTERM leaves the terminal as ``q`` does."""
-    command = Path(sys.executable).with_name("firetrace")
-    terminal.type(f"timeout 8 {command} watch; echo left with $?", "Enter")
+    command, told = Path(sys.executable).with_name("firetrace"), tmp_path / "pid"
+    terminal.type(f"sh -c 'echo $$ >{told}; exec {command} watch'; echo left with $?", "Enter")
     terminal.until(lambda shown: "● RUN" in shown)
-    terminal.until(lambda shown: "left with 124" in shown)
+    os.kill(int(told.read_text()), signal.SIGTERM)
+    terminal.until(lambda shown: "left with 143" in shown)
     assert terminal.modes().strip() == "0 1 0"
     assert training.poll() is None
 
@@ -217,4 +218,4 @@ def test_it_ends_when_its_terminal_is_gone(tmp_path: Path) -> None:
     os.close(its)
     assert os.read(ours, 1)
     os.close(ours)
-    assert app.wait(20) in (128 + signal.SIGHUP, 1)
+    assert app.wait(60) in (128 + signal.SIGHUP, 1)

@@ -133,7 +133,7 @@ class WatchApp(Finding):
 
     def on_descendant_focus(self) -> None:
         """The keys of the last line are those of the pane."""
-        if self.screen_stack:
+        if self.draws:
             self.main(KeyBar).in_tree = self.timeline.has_focus
 
     def on_unmount(self) -> None:
@@ -187,7 +187,7 @@ class WatchApp(Finding):
             feed.close()
 
     def _show_usage(self, gauges: Gauges, usage: Usage | None) -> None:
-        if self.screen_stack:
+        if self.draws:
             vitals = self.main(Vitals)
             vitals.gauges, vitals.usage = gauges, usage
 
@@ -210,6 +210,8 @@ class WatchApp(Finding):
 
     def on_watch_app_read(self, message: Read) -> None:
         """Draw it, unless the picture is held."""
+        if not self.draws:
+            return
         found = message.found
         if isinstance(found, Waiting):
             _settle()
@@ -234,8 +236,6 @@ class WatchApp(Finding):
             self._show(found)
 
     def _show(self, snapshot: Snapshot) -> None:
-        if not self.screen_stack:
-            return  # the app is closing
         old, self.shown = self.shown, snapshot
         main = self.screen_stack[0]
         if main.has_class("waiting"):
@@ -269,7 +269,7 @@ class WatchApp(Finding):
     def show_tables(self) -> None:
         """Draw what is drawn less often than the rest."""
         self._tables = None
-        if self.shown is None or not self.screen_stack:
+        if self.shown is None or not self.draws:
             return
         for table in self.screen_stack[0].query(".rows").results(RowsTable):
             table.show(self.shown)
@@ -285,6 +285,8 @@ class WatchApp(Finding):
 
     def on_output_pane_ended(self, message: OutputPane.Ended) -> None:
         """The program has ended; what it left is still looked at."""
+        if not self.draws:
+            return
         from firetrace.tui.child import shell_code
 
         self.say(f"the program has ended: exit code {shell_code(message.code)}")
@@ -294,8 +296,8 @@ class WatchApp(Finding):
     # What is where
 
     def _show_mode(self) -> None:
-        if not self.screen_stack:
-            return  # the app is closing
+        if not self.draws:
+            return
         if self._paused:
             new = 0
             if self._held is not None and self.shown is not None:
@@ -312,8 +314,8 @@ class WatchApp(Finding):
 
     def on_timeline_moved(self) -> None:
         """The detail and the strip of steps go with the cursor."""
-        if not self.screen_stack:
-            return  # the app is closing
+        if not self.draws:
+            return
         self.main(HeatStrip).cursor = self.timeline.cursor
         for lanes in self.screen_stack[0].query(Lanes):
             lanes.snapshot, lanes.axis = self.shown, self.timeline.axis

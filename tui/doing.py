@@ -61,6 +61,11 @@ class Doing(App[str]):
         self.shown: Snapshot | None = None
         self.page: PerfettoPage | None = None
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is a screen with widgets: not yet before it begins, no more as it ends."""
+        return self.is_running and bool(self.screen_stack)
+
     def main(self, kind: type[W]) -> W:
         """The widget of a type on the screen below any box."""
         return self.screen_stack[0].query_one(kind)
@@ -196,7 +201,7 @@ class Doing(App[str]):
     def watch_theme(self, name: str) -> None:
         """Draw all anew in the theme's colours."""
         palette.current.use(name)
-        if not self.screen_stack:
+        if not self.draws:
             return
         for kind in (Headline, Vitals, StepBar, HeatStrip, Curves, KeyBar, Lanes):
             for widget in self.screen_stack[0].query(kind):

@@ -27,9 +27,9 @@ def screen(app: WatchApp) -> str:
 
 
 async def until(
-    pilot: Pilot[str], condition: Callable[[], bool], what: str, seconds: float = 10
+    pilot: Pilot[str], condition: Callable[[], bool], what: str, seconds: float = 60
 ) -> None:
-    """Wait for a condition, for ten seconds at most if nothing else is said."""
+    """Wait for a condition, for a minute at most if nothing else is said: machines are shared."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}:\n{screen_of(pilot)}"
