@@ -6,6 +6,7 @@ nothing in its memory.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -19,6 +20,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+#: What a fork may take, s.
+PATIENCE_S = 900
+
+
 class SampleError(Exception):
     """A sample could not be taken, so there is nothing to report."""
 
@@ -27,7 +32,7 @@ def forked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a fork of this process. What it returns travels as JSON.
 
     Raises:
-        SampleError: the child failed; its traceback is on stderr.
+        SampleError: the child failed, or took too long; its traceback is on stderr.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -46,6 +51,7 @@ def forked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _child(outlet: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)  # says where it hangs
     status = 1
     try:
         answer = json.dumps(function(*args, **kwargs)).encode()

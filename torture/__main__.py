@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     progress, results = Progress(), list[Result]()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="firetrace-torture-", dir=arguments.directory) as name:
+    with _workspace(arguments.directory) as name:
         for subject in arguments.subject or SUBJECTS:
             folder = Path(name, subject)
             folder.mkdir()
@@ -65,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found := complaints(results):
         print(found)
     return 1 if any(each.failed for each in results) else 0
+
+
+def _workspace(directory: str | None) -> tempfile.TemporaryDirectory[str]:
+    """Where all is tried. If something is left in it, the results are told all the same."""
+    return tempfile.TemporaryDirectory(
+        prefix="firetrace-torture-", dir=directory, ignore_cleanup_errors=True
+    )
 
 
 def parser() -> argparse.ArgumentParser:

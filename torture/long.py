@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 
-from bench.process import forked
+from bench.process import SampleError, forked
 from bench.receiver import receiver
 from bench.settings import Progress
 from firetrace import TraceHandler
@@ -32,6 +32,7 @@ from firetrace.tracer.recording import close_all
 from firetrace.tracer.stream import blocks
 from firetrace.tui.model.report import read_report
 from torture.checks import read
+from torture.children import await_child, begin, has_ended
 from torture.firehose import Firehose, Witness
 from torture.kills import lock_holder
 from torture.result import Result
@@ -39,7 +40,7 @@ from torture.settings import Settings
 
 SPANS_A_STEP = 14  #: of the firehose, at the least
 LOOK_S = 0.25
-ENOUGH = 10  #: samples of memory in a quarter of a run
+LATE_S = 1800  #: after the training; of fifty million spans, many are sent then
 #: How much more each may take in the last quarter of a run than in its second.
 FLAT_BYTES = 8 * 2**20
 #: The app keeps this much of every span; the rest of it is flat.
@@ -95,7 +96,7 @@ class Memory:
     def growth(self) -> int:
         """From the second quarter of the samples to the last one."""
         quarter = len(self.samples) // 4
-        if quarter < ENOUGH:  # a short run is over before caches are full
+        if not quarter:
             return 0
         before = np.median(self.samples[quarter : 2 * quarter])
         return int(np.median(self.samples[-quarter:]) - before)
@@ -111,22 +112,22 @@ def _long(settings: Settings, progress: Progress) -> Iterator[Result]:
     training, relay, app = (Memory() for _ in names)
     with receiver() as backend:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = backend.endpoint
-        child = os.fork()
-        if child == 0:
-            _train(folder, witness, steps)
+        child = begin(lambda: _train(folder, witness, steps))
         journal = folder / "rank0.1.rows"
-        while not journal.exists():
-            time.sleep(0.01)
+        await_child(child, journal.exists)
         shown = subprocess.Popen(
             [sys.executable, "-c", APP, str(journal)], stdin=-1, stdout=-1, text=True
         )
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
+        while not has_ended(child):
             for memory, pid in ((training, child), (relay, lock_holder(lock_path(journal))),
                                 (app, shown.pid)):  # fmt: skip
                 memory.look(pid)
             progress(f"long: {witness.calls:,} of {steps:,} iterations")
             time.sleep(LOOK_S if settings.short else 1)
+        late = time.monotonic() + LATE_S
         while (pid := lock_holder(lock_path(journal))) != 0:
+            if time.monotonic() > late:
+                raise SampleError(f"the relay still sends after {LATE_S} s")
             progress("long: the relay sends the rest")
             relay.look(pid)
             time.sleep(LOOK_S)
@@ -140,7 +141,7 @@ def _long(settings: Settings, progress: Progress) -> Iterator[Result]:
     spans = followed or settings.long_spans
     for name, memory in memories.items():
         room = FLAT_BYTES + (APP_BYTES_A_SPAN * spans if name == "the app" else 0)
-        grown = memory.growth()
+        grown = 0 if settings.short else memory.growth()  # it is over before caches are full
         yield Result(
             "a long run", f"looks at the memory of {name}", len(memory.samples),
             [f"it grew by {grown:,} bytes"] if grown > room else [],
@@ -149,12 +150,9 @@ def _long(settings: Settings, progress: Progress) -> Iterator[Result]:
 
 
 def _train(folder: Path, witness: Witness, steps: int) -> None:
-    try:
-        os.environ["FIRETRACE_OTLP_WAIT"] = "0"
-        Firehose([witness], steps=steps, otlp=True).run(folder)
-        close_all()
-    finally:
-        os._exit(0)
+    os.environ["FIRETRACE_OTLP_WAIT"] = "0"
+    Firehose([witness], steps=steps, otlp=True).run(folder)
+    close_all()
 
 
 def _counted(

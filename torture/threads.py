@@ -8,8 +8,6 @@ journal, to the byte.
 from __future__ import annotations
 
 import mmap
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,9 @@ import numpy.typing as npt
 from bench.settings import Progress
 from firetrace.tracer.journal import FIRST_ROW, HEADER_BYTES, ROW_BYTES, ROW_DTYPE, Rows
 from firetrace.tracer.reader import JournalReader
+from firetrace.tracer.recording import close_all
 from torture.checks import read
+from torture.children import await_child, begin, has_ended
 from torture.firehose import Firehose, Witness, lost
 from torture.result import Result
 from torture.settings import Settings
@@ -93,22 +93,18 @@ def by_mapping(journal: Path, seen: Seen) -> None:
 def _beside(settings: Settings, folder: Path, mapped: bool) -> Iterator[Result]:
     steps = -(-settings.events // (EVENTS_A_STEP * THREADS))
     witnesses = [Witness(2 * steps + 100) for _ in range(THREADS)]
-    child = os.fork()
-    if child == 0:
-        try:
-            Firehose(witnesses, mapped=mapped, steps=steps).run(folder)
-        finally:
-            from firetrace.tracer.recording import close_all
 
-            close_all()
-            os._exit(0)
+    def train() -> None:
+        Firehose(witnesses, mapped=mapped, steps=steps).run(folder)
+        close_all()
+
+    child = begin(train)
     ways = {"JournalReader": (by_reader, Seen()), "a mapping": (by_mapping, Seen())}
     journal = folder / "rank0.1.rows"
-    while not journal.exists():
-        time.sleep(0.001)
+    await_child(child, journal.exists)
     over = False
     while not over:
-        over = os.waitpid(child, os.WNOHANG)[0] != 0
+        over = has_ended(child)
         for look, seen in ways.values():
             look(journal, seen)
     table, wrong = read(journal)

@@ -133,12 +133,6 @@ class OtlpServer:
             for span in scope_spans.spans
         ]
 
-    def forget(self) -> None:
-        """Keep nothing of what was received so far."""
-        with self._lock:
-            self._accepted.clear()
-            self._rejected.clear()
-
     def start(self) -> None:
         """Listen, again at the same endpoint if it was stopped."""
         if self._listener is None:

@@ -7,11 +7,12 @@ Whoever takes space is told apart: only what the journal grew by counts.
 from __future__ import annotations
 
 import os
+import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ignite.handlers import Checkpoint, DiskSaver
 from bench.settings import Progress
 from firetrace import TraceHandler
 from firetrace.tracer.storage import MAPPABLE
+from torture.children import begin, has_ended
 from torture.disks.places import MIB, UnavailableError, fill, mounted
 from torture.disks.victims import Answer, in_child, unread
 from torture.result import Result
@@ -78,28 +80,20 @@ class Hoarder:
         return {"stopped": stopped, "least": scale.least, "crossed": scale.crossed, "saved": saved}
 
     def _fork(self) -> dict[str, Any]:
-        pids = []
-        for rank in range(self.processes):
-            pid = os.fork()
-            if pid == 0:
-                os.environ["RANK"] = str(rank)
-                alone = Hoarder(self.place, self.mapped, self.epochs, texts=self.texts)
-                status = 1
-                try:
-                    alone.run()
-                    status = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    os._exit(status)
-            pids.append(pid)
-        scale, left = Scale(self.place), set(pids)
-        while left:
-            scale.weigh()
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if status:
-                raise RuntimeError(f"a process ended with {status}")
-            left.discard(pid)
+        def be(rank: int) -> None:
+            os.environ["RANK"] = str(rank)
+            Hoarder(self.place, self.mapped, self.epochs, texts=self.texts).run()
+
+        left = {begin(partial(be, rank)) for rank in range(self.processes)}
+        scale = Scale(self.place)
+        try:
+            while left:
+                scale.weigh()
+                left -= {pid for pid in left if has_ended(pid)}
+        finally:
+            for pid in left:  # the others of one that failed
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         return {"stopped": True, "least": scale.least, "crossed": scale.crossed, "saved": 0}
 
     def train(self, handler: TraceHandler, scale: Scale, saves: bool) -> int:

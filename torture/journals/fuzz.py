@@ -54,15 +54,18 @@ def _part(target: str, source: Path) -> bytes:
 def _fuzz(target: str, folder: Path, settings: Settings) -> Result:
     result = Result("coverage-guided fuzzing", f"the {target}")
     kept = Path(tempfile.gettempdir(), f"firetrace-bad-{time.time_ns()}-")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torture.journals.targets", target, str(folder),
-            f"-max_total_time={settings.fuzz_seconds}", f"-seed={settings.seed + 1}",
-            f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEGABYTES}", "-max_len=16384",
-            f"-artifact_prefix={kept}", "-print_final_stats=1", "-verbosity=1",
-        ],
-        capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else settings.workspace
+    with tempfile.TemporaryDirectory(prefix="firetrace-fuzz-", dir=memory) as written:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "torture.journals.targets", target, str(folder),
+                f"-max_total_time={settings.fuzz_seconds}", f"-seed={settings.seed + 1}",
+                f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEGABYTES}", "-max_len=16384",
+                f"-artifact_prefix={kept}", "-print_final_stats=1", "-verbosity=1",
+            ],
+            env={**os.environ, "TMPDIR": written},
+            capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
     runs = re.findall(r"^stat::number_of_executed_units:\s*(\d+)", done.stderr, re.M)
     reached = re.findall(r"\bcov: (\d+)", done.stderr)
     result.tried = int(runs[-1]) if runs else 0

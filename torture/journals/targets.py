@@ -28,7 +28,7 @@ def main(target: str, arguments: list[str]) -> None:
         from firetrace.tui.model.report import read_report
         from torture.journals.readers import chrome, report
 
-    folder = Path(tempfile.mkdtemp(prefix="firetrace-fuzz-", dir="/dev/shm"))
+    folder = Path(tempfile.mkdtemp())
     journal = folder / "rank0.1.rows"
     seeds = Path(arguments[0])
     header = Header(2**13, 10**18, 0, bytes(16), 1, "", "").pack()

@@ -126,7 +126,7 @@ async def use_app(run: str, marker: str) -> tuple[int, int]:
 
     app, seen = WatchApp(run), 0
     async with app.run_test(size=(200, 50)) as pilot:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while app.shown is None and time.monotonic() < deadline:
             await pilot.pause(0.05)
         for key in KEYS:

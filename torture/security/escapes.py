@@ -43,7 +43,7 @@ PLAIN = ("markup", "link", "closing", "action", "half", "argument")  # must be s
 BEFORE_MARK = re.compile(rb"(?:[\0-\x09\x0b-\x1f\x7f]|\xc2[\x80-\x9f])" + MARK.encode())
 BAD = ("Cc", "Cf", "Cs", "Zl", "Zp")
 COMMAND = [sys.executable, "-m", "firetrace.tui.cli"]
-SECONDS = 60
+SECONDS = 120
 
 
 def hostile_texts(first: int) -> Callable[[str], str]:
@@ -195,9 +195,13 @@ def hurt_terminals(settings: Settings, progress: Progress) -> Iterator[Result]:
         commands = hostile_commands(folder, run, other)
         for at, words in enumerate(commands[: 7 if settings.short else None]):
             progress(f"hostile names: command {at}")
-            data = piped(words, environment)
-            marks += data.count(MARK.encode())
             pipes.tried += 1
+            try:
+                data = piped(words, environment)
+            except subprocess.TimeoutExpired as error:
+                pipes.failures.append(f"{words[0]!a} {at}: it took more than {error.timeout} s")
+                continue
+            marks += data.count(MARK.encode())
             pipes.failures += [f"{words[0]!a} {at}: {each}" for each in complaints_of_pipe(data)]
         commands.insert(0, ["open", "--online", str(run)])
         for at, words in enumerate(commands[: 3 if settings.short else None]):
