@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,9 +63,7 @@ def hurt_by_size(settings: Settings, source: Path, progress: Progress) -> Iterat
             if said:
                 result.failures.append(f"{name}: {said}")
         result.figures = f"{size / 2**20:,.0f} MiB; memory at most {largest:.1f} times that"
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
         yield result
 
 
