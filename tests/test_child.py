@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from firetrace.tui.child import Child, shell_code
 from firetrace.tui.widgets import output
 from firetrace.tui.widgets.output import HISTORY, Emulator, OutputPane
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 Start = Callable[..., Child]
 
 
@@ -53,6 +54,13 @@ def until_printed(child: Child, text: bytes = b"\0") -> bytes:
         printed += new or b""
         assert time.monotonic() < deadline, bytes(printed[-2000:])
     return bytes(printed)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def lines_of(child: Child) -> list[str]:
@@ -236,10 +244,7 @@ def test_hanging_up_ends_the_program(start: Start, tmp_path: Path) -> None:
     child = start(WAIT.format(first=first))
     until_printed(child, b"ready\r\n")  # all of it: what is half written fails
     child.close()
-    deadline = time.monotonic() + DEADLINE_S
-    while not left.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(left.exists)
     assert child.wait() == -signal.SIGHUP
 
 
@@ -335,13 +340,12 @@ def test_without_its_terminal_it_ends_with_the_program(
         real.write(b"q")
         assert b"; see it with: firetrace watch " in until_printed(real, b"its output follows")
     pid = int((tmp_path / "pid").read_text())
+    begun, over = tmp_path / "begun", tmp_path / "over"
+    wait_for(begun.exists)  # now it endures
     real.close()
     time.sleep(1)
-    (tmp_path / "begun").unlink()
-    deadline = time.monotonic() + DEADLINE_S
-    while not (tmp_path / "over").exists() or lives(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    begun.unlink()
+    wait_for(lambda: over.exists() and not lives(pid))
 
 
 def lives(pid: int) -> bool:
@@ -578,13 +582,20 @@ async def test_what_a_background_process_prints_is_read_on(start: Start, tmp_pat
     """After the program's end too, more than a terminal holds, until the app leaves."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    app = PaneApp(start("", "/bin/sh", "-c", f"(read go < {fifo}; seq 50000; cat {fifo}) & exit 3"))
-    async with app.run_test() as pilot:
-        assert "keys go to the program" in str(app.pane.border_title)
-        await until(pilot, lambda: app.code == 3)
-        assert app.pane.border_title == "Output"
-        fifo.write_text("on\n")
-        await until_shown(pilot, "50000")
+    behind = f"(read go < {fifo}; seq 50000; cat {fifo}) & read key; exit 3"
+    child = start("", "/bin/sh", "-c", behind)
+    app = PaneApp(child)
+    try:
+        async with app.run_test() as pilot:
+            assert "keys go to the program" in str(app.pane.border_title)
+            child.write(b"\n")
+            await until(pilot, lambda: app.code == 3)
+            assert app.pane.border_title == "Output"
+            fifo.write_text("on\n")
+            await until_shown(pilot, "50000")
+    finally:
+        with suppress(OSError):  # nobody waits there
+            os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
 
 
 async def test_leaving_keeps_what_was_shown_last(start: Start) -> None:

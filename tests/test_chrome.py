@@ -475,14 +475,14 @@ def test_what_became_of_the_recording_is_said(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_cut_is_read_up_to_there(tmp_path: Path) -> None:
-    """At any of 200 bytes: every event that is whole is there, and nothing is an error."""
+    """At any of 80 bytes: every event that is whole is there, and nothing is an error."""
     journal = journal_of(record(epochs=1, steps=3))
     path, cut = tmp_path / "t.json", tmp_path / "cut.json"
     export_chrome(blocks(journal), path)
     text = path.read_bytes()
     first = text.index(b'"ph":"X"')
     with trace_processor() as address:
-        for at in (len(text) - 1, *random.Random(7).sample(range(first, len(text)), 199)):
+        for at in (len(text) - 1, *random.Random(7).sample(range(first, len(text)), 79)):
             cut.write_bytes(text[:at])
             with PerfettoTrace(cut, address=address) as trace:
                 (found,) = trace.sql("select count(*) as n from slice")

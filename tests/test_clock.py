@@ -125,7 +125,7 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering() as other:
         assert ask((HOST, other.port), bytes(16), skewed(0), questions=3) is None
         port = other.port
-        assert ask((HOST, port), other.token, skewed(0), questions=3) is not None
+        assert ask((HOST, port), other.token, skewed(0), questions=100) is not None
     assert ask((HOST, port), other.token, skewed(0), questions=3) is None
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_question_gets_no_answer() -> None:
             asker.sendto(data, (HOST, other.port))
             with pytest.raises(TimeoutError):
                 asker.recv(100)
-        asker.settimeout(5)
+        asker.settimeout(30)
         asker.sendto(QUESTION.pack(other.token, 9), (HOST, other.port))
         token, number, _ = ANSWER.unpack(asker.recv(100))
         assert (token, number) == (other.token, 9)
@@ -194,7 +194,7 @@ def test_a_rank_0_that_was_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         notice |= {"port": other.port, "token": other.token.hex(), "seed": "bb"}
         meeting.put(key_of(meeting), json.dumps(notice))
         meta = tmp_path / "rank1.1.meta.jsonl"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while '"offset"' not in meta.read_text() and time.monotonic() < until:
             time.sleep(0.02)
     comparison.close()

@@ -38,8 +38,8 @@ def journal() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "20")
     monkeypatch.setattr("firetrace.exporters.otlp.sender.FIRST_WAIT_S", 0.1)
 
 
@@ -62,15 +62,21 @@ def received_by(server: OtlpServer) -> Counter[int]:
     return Counter(int.from_bytes(item.span.span_id, "big") for item in server.spans())
 
 
+@pytest.fixture
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter gives up soon what it would itself try again; an answer has to be as soon."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
+
+
 TROUBLES: dict[str, tuple[str, list[Fault | None]]] = {
     "429 with Retry-After": (HTTP, [Refuse(429, retry_after=1), Refuse(429, retry_after=0)]),
-    "503": (HTTP, [Refuse(503), Refuse(503)]),
+    "503": (HTTP, [Refuse(503), None, Refuse(503)]),
     "Retry-After longer than the timeout": (HTTP, [Refuse(503, retry_after=2)]),
     "reset in mid-body": (HTTP, [ResetMidBody(), None, ResetMidBody()]),
     "lost answer": (HTTP, [None, LoseAnswer()]),
     "hangs": (HTTP, [Hang()]),
     "hangs but keeps": (HTTP, [Hang(keep=True)]),
-    "gRPC unavailable": (GRPC, [Refuse(BUSY), Refuse(BUSY)]),
+    "gRPC unavailable": (GRPC, [Refuse(BUSY), None, Refuse(BUSY)]),
     "gRPC exhausted with RetryInfo": (
         GRPC, [Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=1)],
     ),
@@ -81,9 +87,13 @@ TROUBLES: dict[str, tuple[str, list[Fault | None]]] = {
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_what_passes_is_waited_for(journal: Path, name: str) -> None:
+def test_what_passes_is_waited_for(
+    journal: Path, name: str, request: pytest.FixtureRequest
+) -> None:
     """Everything arrives; twice only what a backend had taken without being able to say so."""
     protocol, faults = TROUBLES[name]
+    if "hangs" in name or "timeout" in name:
+        request.getfixturevalue("short_timeout")
     with server_of(protocol, *faults) as server:
         sender = sender_to(server, protocol)
         sent = deliver(journal, sender)
@@ -146,6 +156,7 @@ def test_a_batch_that_is_too_large_is_divided(journal: Path, protocol: str) -> N
     assert sent.complete
 
 
+@pytest.mark.usefixtures("short_timeout")
 def test_patience_has_an_end(journal: Path) -> None:
     """A backend that stays down: the sender gives up in time and says how it is."""
     with OtlpHttpServer() as server:
@@ -159,11 +170,14 @@ def test_patience_has_an_end(journal: Path) -> None:
 
 
 @PROTOCOLS
-def test_a_backend_comes_back(journal: Path, protocol: str) -> None:
+def test_a_backend_comes_back(
+    journal: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was down when the sending began; when it is back, everything arrives once."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "4")  # it gives up before
     with server_of(protocol) as server:
         server.stop()
-        timer = threading.Timer(3, server.start)
+        timer = threading.Timer(3.7, server.start)
         timer.start()
         sent = deliver(journal, sender_to(server, protocol))
         timer.join()
@@ -188,7 +202,9 @@ def test_tls_headers_and_compression(
     with server_of(protocol) as server:
         port = int(server.endpoint.removesuffix("/v1/traces").rpartition(":")[2])
         with TlsLine(port, tmp_path) as line:
-            untrusting = Sender(connect(protocol, line.endpoint), patience_s=0)
+            with monkeypatch.context() as patch:
+                patch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
+                untrusting = Sender(connect(protocol, line.endpoint), patience_s=0)
             assert deliver(journal, untrusting).accepted == 0
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(line.authority))
             sent = deliver(journal, Sender(connect(protocol, line.endpoint)))
@@ -202,6 +218,7 @@ def test_tls_headers_and_compression(
         assert "content-encoding" not in server.headers[-1]
 
 
+@pytest.mark.usefixtures("short_timeout")
 @pytest.mark.parametrize(
     ("name", "value"), [("COMPRESSION", "squeeze"), ("CERTIFICATE", "/nowhere/ca.pem")]
 )

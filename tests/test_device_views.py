@@ -366,7 +366,7 @@ def test_a_disk_that_fails_takes_no_more_than_the_device_time(growing: Growing) 
 
 
 def _polled(feed: Feed, wanted: Callable[[Snapshot], bool]) -> Snapshot:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = feed.poll()
         if isinstance(found, Snapshot) and wanted(found):

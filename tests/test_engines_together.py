@@ -245,14 +245,14 @@ def in_threads(stage: Stage) -> None:
 
     def run() -> None:
         engine = stage.add(new(), threading.current_thread().name)
-        on(ES, lambda engine: barrier.wait(10))(engine)
+        on(ES, lambda engine: barrier.wait(60))(engine)
         stage.note(engine.run((1, 2), max_epochs=3).iteration)
 
     threads = [threading.Thread(target=run, name=f"worker {number}") for number in (1, 2)]
     for thread in threads:
         thread.start()
-        thread.join(0 if thread is threads[0] else 10)
-    threads[0].join(10)
+        thread.join(0 if thread is threads[0] else 60)
+    threads[0].join(60)
     stage.engines = dict(sorted(stage.engines.items()))
 
 

@@ -26,6 +26,7 @@ from firetrace.tracer.table import read_table
 from firetrace.tracer.writer import JournalWriter
 from tests.support.recordings import recorded
 from tests.support.shape import outline, tree
+from tests.support.simulated import MadeTime
 from tests.support.trainings import Training, plain_engine
 
 TRAINING = """\
@@ -134,9 +135,10 @@ def test_spans_say_where_they_belong() -> None:
         assert counted == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)], name
 
 
-def test_phases_hold_what_they_are_named_after() -> None:
+def test_phases_hold_what_they_are_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """A phase lasts from the end of the handlers of the event before it to its own event."""
-    pauses = {"FORWARD_COMPLETED": 0.03, "LOSS_COMPLETED": 0.01, "BACKWARD_COMPLETED": 0.02}
+    time = MadeTime(monkeypatch)
+    pauses = {"FORWARD_COMPLETED": 30, "LOSS_COMPLETED": 10, "BACKWARD_COMPLETED": 20}
 
     class Parts(EventEnum):
         FORWARD_COMPLETED = "forward_completed"
@@ -145,26 +147,23 @@ def test_phases_hold_what_they_are_named_after() -> None:
 
     def step(engine: Engine, batch: Any) -> None:
         for event in Parts:
-            time.sleep(pauses[event.name])
+            time.pass_by(pauses[event.name] * 10**6)
             engine.fire_event(event)
 
     engine = Engine(step)
     engine.register_events(*Parts)
-    engine.add_event_handler(Parts.FORWARD_COMPLETED, lambda: time.sleep(0.05))
+    engine.add_event_handler(Parts.FORWARD_COMPLETED, lambda: time.pass_by(50 * 10**6))
     handler = TraceHandler()
     handler.attach(engine)
     engine.run([1, 2, 3])
     table = recorded(handler)
     durations = {
-        name: [int(ns) / 1e9 for i in range(len(table)) if table.name(i).text == name
+        name: [int(ns) // 10**6 for i in range(len(table)) if table.name(i).text == name
                for ns in [table.rows["end"][i] - table.rows["start"][i]]]
         for name in ("forward", "loss", "backward", "FORWARD_COMPLETED")
     }  # fmt: skip
-    for name, least in (("forward", 0.03), ("loss", 0.01), ("backward", 0.02)):
-        assert len(durations[name]) == 3
-        assert min(durations[name]) >= least
-        assert min(durations[name]) < least + 0.02
-    assert min(durations["FORWARD_COMPLETED"]) >= 0.05
+    for name, ms in (("forward", 30), ("loss", 10), ("backward", 20), ("FORWARD_COMPLETED", 50)):
+        assert durations[name] == [ms] * 3
 
 
 def test_custom_events_before_and_after_attaching() -> None:

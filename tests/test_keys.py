@@ -144,9 +144,10 @@ async def check_why(pilot: Pilot[str], key: str) -> None:
 async def check_theme(pilot: Pilot[str], key: str) -> None:
     seen = []
     for _ in THEMES:
-        seen.append((pilot.app.theme, pilot.app.export_screenshot()))
+        picture = pilot.app.export_screenshot()
+        seen.append((pilot.app.theme, picture))
         await pilot.press(key)
-        await pilot.pause(0.1)
+        await until(pilot, lambda: pilot.app.export_screenshot() != picture, "the same")  # noqa: B023
     assert len({name for name, _ in seen}) == len({picture for _, picture in seen}) == len(THEMES)
     assert pilot.app.theme == seen[0][0]
 

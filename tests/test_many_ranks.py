@@ -47,7 +47,7 @@ def launch(
             env={**os.environ, **own, **variables}, start_new_session=True,
         )  # fmt: skip
         try:
-            out, error = process.communicate(timeout=100)
+            out, error = process.communicate(timeout=130)
             break
         except subprocess.TimeoutExpired:
             told = stacks(process)
@@ -280,7 +280,7 @@ thread.start()
 time.sleep(0.2)
 if "close" in sys.argv:
     meeting.close()
-thread.join(3)
+thread.join(60)
 print("ended" if not thread.is_alive() else "waits", flush=True)
 store.kill()
 """

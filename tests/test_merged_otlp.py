@@ -258,7 +258,7 @@ def test_all_are_followed(made: Made, backend: OtlpHttpServer) -> None:
     until(lambda: len(backend.spans()) == before)
     assert thread.is_alive()
     live.close()
-    thread.join(30)
+    thread.join(60)
     assert codes == [0]
     assert id_of(live, run) in received(backend)
 
@@ -271,7 +271,7 @@ def follow(words: list[str]) -> int:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

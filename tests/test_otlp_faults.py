@@ -183,7 +183,7 @@ def test_receiver_takes_a_part_of_a_request(protocol: str, count: int) -> None:
 def test_receiver_hangs_until_the_client_gives_up(protocol: str, keep: bool) -> None:
     """No answer comes within the client's patience; whether the spans are kept is the script's."""
     with scripted(protocol, Hang(keep)) as server:
-        assert post(server, timeout=0.5) == Answer(UNANSWERED)
+        assert post(server, timeout=2) == Answer(UNANSWERED)
         assert kept(server) == (NAMES if keep else [])
         assert post(server).response is not None
 

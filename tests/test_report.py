@@ -28,8 +28,10 @@ from firetrace.tui.model.report import Report, Scalar, read_report
 from firetrace.tui.model.slow import SlowStep
 from firetrace.tui.text import print_report
 from tests.support.recordings import record
+from tests.support.simulated import MadeTime
 from tests.support.trainings import plain_engine
 
+MS = 10**6
 TRAINING = """
 import sys, time
 from ignite.engine import Engine, Events
@@ -117,25 +119,26 @@ def test_the_numbers_are_numpys() -> None:
     assert longest == sorted((steps["end"] - steps["start"]).tolist(), reverse=True)[:10]
 
 
-def slow_part(part: str) -> Any:
+def slow_part(part: str, time: MadeTime) -> Any:
     """An engine that spends its time in one part, recorded; returns its report."""
     from ignite.engine import Engine, Events
 
-    pause = 0.004
+    def time_waster() -> None:
+        time.pass_by(4 * MS)
 
     def data() -> Any:
         for item in range(15):
             if part == "data":
-                time.sleep(pause)
+                time_waster()
             yield item
 
     def step(engine: Engine, batch: int) -> None:
         if part == "compute":
-            time.sleep(pause)
+            time_waster()
 
-    engine, evaluator = Engine(step), Engine(lambda engine, batch: time.sleep(pause))
+    engine, evaluator = Engine(step), Engine(lambda engine, batch: time_waster())
     if part == "handler":
-        engine.add_event_handler(Events.ITERATION_COMPLETED, time_waster, pause)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, time_waster)
     if part == "validation":
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(range(20)) and None)
     handler = TraceHandler()
@@ -147,10 +150,6 @@ def slow_part(part: str) -> Any:
     return read_report(open_run(handler.directory).newest)
 
 
-def time_waster(pause: float) -> None:
-    time.sleep(pause)
-
-
 @pytest.mark.parametrize(
     ("part", "word", "figure"),
     [
@@ -160,9 +159,11 @@ def time_waster(pause: float) -> None:
         ("validation", "VALIDATION-BOUND", "is"),
     ],
 )
-def test_the_verdict_names_the_slow_part(part: str, word: str, figure: str) -> None:
+def test_the_verdict_names_the_slow_part(
+    part: str, word: str, figure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the time was put is what the verdict says."""
-    verdict = slow_part(part).verdict
+    verdict = slow_part(part, MadeTime(monkeypatch)).verdict
     assert verdict.startswith(word), verdict
     assert figure in verdict
 
@@ -383,17 +384,21 @@ def test_the_list_has_the_end_of_a_path_where_it_is_narrow(
 
 
 @pytest.mark.parametrize("every", [2, 10, 64])
-def test_thinned_steps_count_as_if_they_were_recorded(every: int) -> None:
+def test_thinned_steps_count_as_if_they_were_recorded(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a run of which every Nth step is there, the verdict and the counts are the same."""
     from ignite.engine import Engine
+
+    time = MadeTime(monkeypatch)
 
     class Data:
         def __iter__(self) -> Iterator[int]:
             for item in range(40):
-                time.sleep(0.004)
+                time.pass_by(4 * MS)
                 yield item
 
-    engine = Engine(lambda engine, batch: time.sleep(0.001))
+    engine = Engine(lambda engine, batch: time.pass_by(MS))
     handler = TraceHandler(every=every)
     handler.attach(engine)
     engine.run(Data(), max_epochs=3, epoch_length=40)

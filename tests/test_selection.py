@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,19 @@ from firetrace.tui.cli import main
 from tests.support.perfetto import PerfettoTrace
 from tests.support.random_journal import RandomJournal
 from tests.support.recordings import recorded
+from tests.support.simulated import MadeTime
+
+MS = 10**6
 
 
 @pytest.fixture
-def journal() -> Path:
+def journal(monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three epochs of 20 steps, each validated; steps 7 and 33 are slow, 12 and 45 fail inside."""
+    time = MadeTime(monkeypatch)
 
     def update(engine: Engine, batch: Any) -> None:
         if engine.state.iteration in (7, 33):
-            time.sleep(0.05)
+            time.pass_by(50 * MS)
 
     def fails(engine: Engine) -> None:
         with TRACE.span("inner"):
@@ -94,13 +97,13 @@ def test_epochs(journal: Path) -> None:
 
 def test_slow_steps(journal: Path) -> None:
     """Whole steps that took long, and what encloses them."""
-    found = kept(journal, slower_than_ns=40 * 10**6)
+    found = kept(journal, slower_than_ns=40 * MS)
     assert [number for _, number in names(found, "step")] == [7, 33]
     assert [number for _, number in names(found, "iteration")] == [7, 33]
     assert_whole(found)
     whole = read_table(journal)
     steps = whole.of_kind("step")
-    slow = whole.numbers[steps[whole.durations(steps) >= 40 * 10**6]]
+    slow = whole.numbers[steps[whole.durations(steps) >= 40 * MS]]
     events = sum(int(np.count_nonzero(np.isin(block.rows["parent"], slow))) for block in found)
     assert events == np.count_nonzero(np.isin(whole.rows["parent"], slow))
 

@@ -148,13 +148,18 @@ def test_a_training_that_is_killed_and_started_again(
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
 from ignite.engine import Engine, Events
 trainer = Engine(lambda engine, batch: time.sleep(0.01))
 @trainer.on(Events.ITERATION_COMPLETED(every=10))
 def tell(engine):
     print(f"\\r\\x1b[32miteration {engine.state.iteration}\\x1b[0m", end="", flush=True)
+@trainer.on(Events.EPOCH_COMPLETED)
+def look(engine):
+    if Path(__file__).with_name("enough").exists():
+        engine.terminate()
 try:
-    trainer.run(range(100), max_epochs=int(sys.argv[1]))
+    trainer.run(range(100), max_epochs=100)
 except KeyboardInterrupt:
     print("\\ninterrupted")
     sys.exit(3)
@@ -164,7 +169,7 @@ print("\\nall done", sys.stdin.isatty(), sys.stdout.isatty())
 
 @pytest.fixture
 def program(tmp_path: Path, own_folders: Path) -> str:
-    """A command that runs a program under the app; it wants to know how many epochs."""
+    """A command that runs a program under the app, until there is a file ``enough`` beside it."""
     script = tmp_path / "train.py"
     script.write_text(PROGRAM)
     return f"clear; {Path(sys.executable).with_name('firetrace')} run --watch {script}"
@@ -172,7 +177,7 @@ def program(tmp_path: Path, own_folders: Path) -> str:
 
 def test_a_program_under_the_app_gets_ctrl_c(terminal: Terminal, program: str) -> None:
     """Its output is in a pane, Ctrl-C is its own, and its exit code is the command's."""
-    terminal.type(f"{program} 100; echo left with $?", "Enter")
+    terminal.type(f"{program}; echo left with $?", "Enter")
     terminal.until(lambda shown: "● RUN" in shown and re.search(r"Output.*iteration", shown, re.S))
     terminal.type("C-c")
     terminal.until(lambda shown: "■ ENDED" in shown and "interrupted" in shown)
@@ -182,13 +187,16 @@ def test_a_program_under_the_app_gets_ctrl_c(terminal: Terminal, program: str) -
     assert terminal.modes().strip() == "0 1 0"
 
 
-def test_a_program_outlives_the_app_that_it_ran_under(terminal: Terminal, program: str) -> None:
+def test_a_program_outlives_the_app_that_it_ran_under(
+    terminal: Terminal, program: str, tmp_path: Path
+) -> None:
     """After ``q`` its output goes on in the plain terminal, to its end."""
-    terminal.type(f"{program} 4; echo left with $?", "Enter")
+    terminal.type(f"{program}; echo left with $?", "Enter")
     terminal.until(lambda shown: "● RUN" in shown)
     terminal.type("q")
+    terminal.until(lambda shown: "the program goes on" in shown)
+    (tmp_path / "enough").touch()
     shown = terminal.until(lambda shown: "left with 0" in shown)
-    assert "the program goes on" in shown
     assert "see it with: firetrace watch " in shown.replace("\n", "")
     assert "all done True True" in shown
     assert terminal.modes().strip() == "0 1 0"

@@ -108,7 +108,7 @@ def alone(end: str = "") -> None:
 
     def update(engine: Engine, batch: Any) -> None:
         if rank == 1 and first and engine.state.iteration == 5 and end:
-            time.sleep(0.5)  # the other one has begun, too
+            wait_for_rank_0()
             if end == "die":
                 os._exit(3)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -119,6 +119,14 @@ def alone(end: str = "") -> None:
         trainer.add_event_handler(Events.COMPLETED, lambda: time.sleep(2 * (rank == 0 and first)))
     trainer.run(range(4), max_epochs=2)
     say("rank", rank, trainer.state.iteration, torch.rand(2).tolist())
+
+
+def wait_for_rank_0() -> None:
+    """Until it has begun to record: a minute at most."""
+    until = time.monotonic() + 60
+    runs = Path(os.environ["FIRETRACE_DIR"])
+    while not any(runs.glob("*/rank0.1.rows")) and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def another_host() -> None:
