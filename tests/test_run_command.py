@@ -265,6 +265,7 @@ def test_children_record_beside_their_parent(tmp_path: Path) -> None:
 
 
 DISTRIBUTED = """\
+import time
 import ignite.distributed as idist
 from ignite.engine import Engine
 
@@ -273,6 +274,7 @@ def training(rank):
         return idist.all_reduce(batch)
     state = Engine(step).run([1, 2, 3])
     assert state.output == 3 * idist.get_world_size() == 6
+    time.sleep(0.5)  # torch may hang if gloo has not let go of the last collective by then
 
 with idist.Parallel(backend="gloo") as parallel:
     parallel.run(training)

@@ -94,6 +94,7 @@ def slow_handler():
 
 TraceHandler(out, data=True).attach(trainer, model=net, optimizer=optimizer)
 trainer.run(DataLoader(Samples(), batch_size=2), max_epochs=2)
+time.sleep(0.5)  # torch may hang if gloo has not let go of the last collective by then
 dist.destroy_process_group()
 """
 
