@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from firetrace import TraceHandler
 from firetrace.tracer.data import files, pipeline
@@ -77,6 +80,20 @@ class Kills:
         return data
 
 
+@pytest.fixture
+def found_by_looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker that is gone is missed when its batch does not come.
+
+    Torch's handler of SIGCHLD raises as well, wherever the program is at that moment.
+    """
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", True)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("found_by_looking")
 def test_a_worker_that_is_killed() -> None:
     """The program sees the same; the next worker goes on in the file and ends what was open."""
 

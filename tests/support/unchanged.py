@@ -303,9 +303,7 @@ class _World:
         def clean(text: str) -> str:
             text = text.replace(str(folder), "<folder>")
             text = re.sub(r"Time taken: [\d:.]+|\d{4}-\d\d-\d\d [\d:,]+", "<time>", text)
-            # Which of the two torch says depends on what it sees first.
-            text = re.sub(r"exited unexpectedly|is killed by signal: Killed\. ", "is gone", text)
-            return re.sub(r"0x[0-9a-f]+|pid(\(s\))? \d+", "<id>", text)
+            return re.sub(r"0x[0-9a-f]+|pid\(s\) \d+", "<id>", text)
 
         return {
             "log": sorted(
