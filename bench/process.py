@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,12 +34,15 @@ def forked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Raises:
         SampleError: the child failed, or took too long; its traceback is on stderr.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
     inlet, outlet = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _child(outlet, function, args, kwargs)
+
+    def tell() -> None:
+        faulthandler.dump_traceback_later(PATIENCE_S, exit=True)  # says where it hangs
+        answer = json.dumps(function(*args, **kwargs)).encode()
+        with open(outlet, "wb") as pipe:
+            pipe.write(answer)
+
+    pid = begin(tell)
     os.close(outlet)
     with open(inlet, "rb") as pipe:
         answer = pipe.read()
@@ -50,13 +53,16 @@ def forked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return result
 
 
-def _child(outlet: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)  # says where it hangs
+def begin(program: Callable[[], object]) -> int:
+    """Run a program in a fork of this process, which ends with it. Returns its process id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
     status = 1
     try:
-        answer = json.dumps(function(*args, **kwargs)).encode()
-        with open(outlet, "wb") as pipe:
-            pipe.write(answer)
+        program()
         status = 0
     except BaseException:
         traceback.print_exc()

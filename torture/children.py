@@ -5,27 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable
 
 from bench.process import SampleError
 
 PATIENCE_S = 120
-
-
-def begin(program: Callable[[], object]) -> int:
-    """Run a program in a fork of this process, which ends with it. Returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        program()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)  # no atexit hook of the parent's may run here
 
 
 def await_child(child: int, there: Callable[[], object]) -> None:
@@ -36,7 +20,7 @@ def await_child(child: int, there: Callable[[], object]) -> None:
     """
     until = time.monotonic() + PATIENCE_S
     while not there():
-        if os.waitpid(child, os.WNOHANG)[0]:
+        if has_ended(child):
             raise SampleError("the child has ended before anything was seen of it")
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.process import forked
+from bench.process import begin, forked
 from bench.settings import Progress
 from firetrace.exporters.chrome.export import export_chrome
 from firetrace.exporters.otlp.file import export_otlp_file
@@ -29,7 +29,7 @@ from firetrace.tui.cli import main as command
 from firetrace.tui.model.report import read_report
 from tests.support.otlp_server import OtlpHttpServer
 from torture.checks import read
-from torture.children import await_child, begin
+from torture.children import await_child
 from torture.firehose import Firehose, Witness, lost
 from torture.result import Result
 from torture.settings import Settings

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 
-from bench.process import SampleError, forked
+from bench.process import SampleError, begin, forked
 from bench.receiver import receiver
 from bench.settings import Progress
 from firetrace import TraceHandler
@@ -32,7 +32,7 @@ from firetrace.tracer.recording import close_all
 from firetrace.tracer.stream import blocks
 from firetrace.tui.model.report import read_report
 from torture.checks import read
-from torture.children import await_child, begin, has_ended
+from torture.children import await_child, has_ended
 from torture.firehose import Firehose, Witness
 from torture.kills import lock_holder
 from torture.result import Result

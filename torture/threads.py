@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bench.process import begin
 from bench.settings import Progress
 from firetrace.tracer.journal import FIRST_ROW, HEADER_BYTES, ROW_BYTES, ROW_DTYPE, Rows
 from firetrace.tracer.reader import JournalReader
 from firetrace.tracer.recording import close_all
 from torture.checks import read
-from torture.children import await_child, begin, has_ended
+from torture.children import await_child, has_ended
 from torture.firehose import Firehose, Witness, lost
 from torture.result import Result
 from torture.settings import Settings

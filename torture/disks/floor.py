@@ -20,10 +20,11 @@ import torch
 from ignite.engine import Engine, EventEnum, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
+from bench.process import begin
 from bench.settings import Progress
 from firetrace import TraceHandler
 from firetrace.tracer.storage import MAPPABLE
-from torture.children import begin, has_ended
+from torture.children import has_ended
 from torture.disks.places import MIB, UnavailableError, fill, mounted
 from torture.disks.victims import Answer, in_child, unread
 from torture.result import Result
